@@ -1,0 +1,55 @@
+# Everything runs from .venv, which the first target that needs it makes: `make demo` and `make test` work on a bare machine.
+TORCH ?= cuda
+PY := .venv/bin/python
+# A stamp per purpose, named by the requirements it was made from: a changed file makes pip run again.
+RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORCH).txt | cksum | cut -d' ' -f1)
+DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
+
+.PHONY: help demo run test check bench doctor format venv
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  TORCH=rocm takes the packages for AMD GPUs; PYTHON=… names the interpreter."
+
+demo: $(RUN_STAMP) ## a real file through a real daemon: transcript, callback, times
+	@deploy/system-packages.sh --optional ffmpeg
+	@$(PY) -m gpu_daemon demo
+
+run: $(RUN_STAMP) ## start the daemon; its settings come from the environment and .env
+	@deploy/system-packages.sh --optional ffmpeg
+	@$(PY) run.py
+
+test: $(DEV_STAMP) check ## everything that CI runs: format, lint, types, imports, tests
+	@deploy/system-packages.sh ffmpeg espeak-ng
+	$(PY) -m pytest
+
+check: $(DEV_STAMP) ## the part of `test` that only reads the code
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+bench: $(DEV_STAMP) ## latency of /health under load, memory during a large upload
+	@deploy/system-packages.sh ffmpeg espeak-ng
+	$(PY) -m bench.health_latency
+	$(PY) -m bench.upload_memory
+
+doctor: $(RUN_STAMP) ## what would keep the daemon from working on this machine
+	@$(PY) -m gpu_daemon doctor
+
+format: $(DEV_STAMP) ## write the code the way `check` wants it
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+venv: $(RUN_STAMP) ## only the virtual environment
+
+$(RUN_STAMP):
+	@deploy/make-venv.sh $(TORCH)
+	@rm -f .venv/*-run-* .venv/*-dev-*
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	@deploy/make-venv.sh tools
+	@rm -f .venv/*-dev-*
+	@touch $@

@@ -1,0 +1,63 @@
+"""Who may come in, and whose jobs they see."""
+
+import hashlib
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from gpu_daemon.api.context import Context, context_of
+from gpu_daemon.errors import NotFound, Unauthorized
+from gpu_daemon.jobs.model import Job, JobId
+
+CLIENT_NAME_CHARACTERS = 16
+
+# For the OpenAPI document; the headers are read below.
+_SCHEMES = (
+    Security(HTTPBearer(auto_error=False, scheme_name="Bearer", description="as OpenAI's clients send their key")),
+    Security(APIKeyHeader(auto_error=False, name="X-API-Key", scheme_name="X-API-Key")),
+)
+
+
+def _client(request: Request, _bearer: object = _SCHEMES[0], _header: object = _SCHEMES[1]) -> str | None:
+    """The client that the request's key names; None when no keys are configured. Raises Unauthorized."""
+    keys = context_of(request).settings.api_keys
+    if not keys:
+        return None
+    sent = _keys(request)
+    if not sent:
+        raise Unauthorized("send your API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys]
+    for digest in (hashlib.sha256(key).digest() for key in sent):
+        # All are compared, so that the time taken says nothing about which came near.
+        if any([hmac.compare_digest(digest, other) for other in known]):
+            return digest.hex()[:CLIENT_NAME_CHARACTERS]
+    raise Unauthorized("this API key is not known")
+
+
+def _keys(request: Request) -> list[bytes]:
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    sent = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+    return [key.strip().encode("latin-1") for key in sent if key.strip()]
+
+
+RequireKey = Depends(_client)
+"""For routes that show nothing of any one client."""
+
+Client = Annotated[str | None, RequireKey]
+
+
+async def own_job(context: Context, client: str | None, job_id: str) -> Job:
+    """Raises NotFound, also for a job of another client: it is nobody's business that it exists."""
+    job = await context.jobs.get(JobId(job_id))
+    if job is None or (client is not None and job.client != client):
+        raise NotFound(f"there is no job {job_id[:50]!r}", param="job_id")
+    return job
+
+
+def own_ids(context: Context, client: str | None, job_ids: list[JobId]) -> list[JobId]:
+    """Of jobs that wait or run, the client's own; all of them where no keys are configured."""
+    if client is None:
+        return job_ids
+    return [job_id for job_id in job_ids if context.scheduler.client_of(job_id) == client]

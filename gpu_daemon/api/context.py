@@ -1,0 +1,33 @@
+"""What the routes work with: built by the composition root, carried by the app."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import cast
+
+from starlette.requests import HTTPConnection
+
+from gpu_daemon.callbacks.target import AddressPolicy
+from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.events import EventHub
+from gpu_daemon.scheduling.scheduler import Scheduler
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.jobs import JobStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    settings: Settings
+    jobs: JobStore
+    callbacks: CallbackStore
+    catalogue: Catalogue
+    scheduler: Scheduler
+    hub: EventHub
+    callback_policy: AddressPolicy
+    database_answers: Callable[[], Awaitable[bool]]
+    started_at: datetime
+
+
+def context_of(connection: HTTPConnection) -> Context:
+    return cast(Context, connection.app.state.context)

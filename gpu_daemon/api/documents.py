@@ -1,0 +1,125 @@
+"""What OpenAPI cannot learn from the code: the form of POST /transcribe, which is read as it comes; examples."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gpu_daemon.api.fields import MAX_BEAM_SIZE, MAX_METADATA_BYTES, MAX_PRIORITY, MAX_TEMPERATURES, MAX_URL_CHARACTERS
+
+TAGS = [
+    {"name": "jobs", "description": "Send a file, watch its job, fetch its transcript."},
+    {"name": "queue", "description": "What waits and what runs."},
+    {"name": "health", "description": "For orchestrators; open even where API keys are configured."},
+    {"name": "operations", "description": "Models, workers, the state that the page shows."},
+]
+
+DESCRIPTION = """\
+Send an audio or video file to `POST /transcribe`; get a job. Poll it, wait for it, or give a `callback_url`.
+
+```
+curl -F file=@talk.mp3 -F callback_url=https://example.org/done http://localhost:8000/transcribe
+```
+
+Every error is `{"error": {"message", "type", "param", "code"}}` with an `x-request-id` header. Times in a transcript
+are seconds on the timeline of the file you sent.
+"""
+
+FORM_PROPERTIES: dict[str, dict[str, Any]] = {
+    "file": {"type": "string", "format": "binary", "description": "Any audio or video that ffmpeg can read."},
+    "model": {"type": "string", "description": "Name of an enabled model (`GET /models`); absent: the default one."},
+    "callback_url": {
+        "type": "string",
+        "format": "uri",
+        "maxLength": MAX_URL_CHARACTERS,
+        "description": "http(s) address that gets one POST when the job ends.",
+    },
+    "language": {
+        "type": "string",
+        "description": "English name (`Russian`), ISO 639-1 code (`ru`) or `auto`.",
+        "examples": ["auto"],
+    },
+    "task": {"type": "string", "enum": ["transcribe", "translate"], "default": "transcribe"},
+    "timestamp_granularity": {"type": "string", "enum": ["segment", "word"], "default": "segment"},
+    "timestamp_granularities[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": ["segment", "word"]},
+        "description": "The same, as OpenAI's clients say it.",
+    },
+    "word_timestamps": {"type": "boolean", "default": False, "description": "The same, as openai-whisper says it."},
+    "trim_silence": {
+        "type": "boolean",
+        "default": True,
+        "description": "Do not decode leading silence; times are unaffected.",
+    },
+    "temperature": {
+        "type": "string",
+        "description": f"A number from 0 to 1, or up to {MAX_TEMPERATURES} to fall back on; absent: Whisper's ladder.",
+        "examples": ["0", "0,0.2,0.4"],
+    },
+    "prompt": {"type": "string", "description": "Text that the speech continues; names and words to expect."},
+    "initial_prompt": {"type": "string", "description": "Another name for `prompt`."},
+    "hotwords": {"type": "string", "description": "Words to expect in every window."},
+    "beam_size": {"type": "integer", "minimum": 1, "maximum": MAX_BEAM_SIZE, "description": "Absent: greedy."},
+    "condition_on_previous_text": {"type": "boolean", "default": True},
+    "priority": {
+        "type": "integer",
+        "minimum": -MAX_PRIORITY,
+        "maximum": MAX_PRIORITY,
+        "default": 0,
+        "description": "Higher first.",
+    },
+    "metadata": {
+        "type": "string",
+        "description": f"JSON object of up to {MAX_METADATA_BYTES} bytes, echoed in status and callback.",
+        "examples": ['{"order": 7}'],
+    },
+    "wait": {"type": "boolean", "default": False, "description": "Answer 200 with the result once it is there."},
+    "mode": {"type": "string", "enum": ["accurate"], "default": "accurate"},
+    "channel_mode": {"type": "string", "enum": ["mix"], "default": "mix"},
+    "diarize": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
+    "vad_filter": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
+}
+
+TRANSCRIBE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "title": "Submission",
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": FORM_PROPERTIES,
+                }
+            }
+        },
+    },
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "`wait=N`: wait N seconds for the result; 202 if it takes longer (RFC 7240).",
+        }
+    ],
+}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, without the 422 that is never answered."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+    )
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document

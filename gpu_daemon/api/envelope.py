@@ -1,0 +1,108 @@
+"""Around every request: its id, the headers that protect a browser, and an answer when our own code breaks."""
+
+import asyncio
+import contextlib
+import re
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpu_daemon.api.errors import internal_error
+from gpu_daemon.logs import log
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+UNREAD_BYTES = 1 << 20
+"""So much of a body that was refused is worth reading to keep the connection."""
+LINGER_S = 5.0
+"""A connection that is closed while its client still sends is reset, and many a client loses the answer with it: so
+what comes is read on for so long, and dropped."""
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Unless the route says otherwise."""
+
+
+class Envelope:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        said = Headers(scope=scope).get("x-request-id", "")
+        request_id = said if REQUEST_ID.fullmatch(said) else f"req_{uuid.uuid4().hex}"
+        body = _Body(scope, receive)
+        begun = False
+
+        async def send_more(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if body.worth_dropping:
+                    headers["Connection"] = "close"
+            elif message["type"] == "http.response.body" and not message.get("more_body") and body.worth_dropping:
+                await send({**message, "more_body": True})
+                await body.linger()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, body.receive, send_more)
+            except ClientDisconnect:
+                log.info("request.abandoned", method=scope["method"], path=scope["path"])
+            except Exception:
+                log.exception("request.broke", method=scope["method"], path=scope["path"])
+                if begun:
+                    raise
+                await internal_error()(scope, receive, send_more)
+
+
+class _Body:
+    """How much of it was not read: a client that is refused early must not go on sending gigabytes."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        self._receive = receive
+        self._left_bytes = int(length) if length.isdecimal() else None
+        self._ended = not length and "transfer-encoding" not in headers
+        self._asks_first = "expect" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._asks_first = False
+            self._ended = not message.get("more_body", False)
+            if self._left_bytes is not None:
+                self._left_bytes -= len(message.get("body", b""))
+        return message
+
+    async def linger(self) -> None:
+        if self._asks_first:  # and was never told to go on
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not self._ended and (await self.receive())["type"] == "http.request":
+                    pass
+
+    @property
+    def worth_dropping(self) -> bool:
+        """The connection, rather than read what is left."""
+        if self._ended:
+            return False
+        return self._asks_first or self._left_bytes is None or self._left_bytes > UNREAD_BYTES

@@ -1,0 +1,130 @@
+"""Every error leaves in one envelope. The only place that knows which of our errors is which HTTP status."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.routing import compile_path
+
+from gpu_daemon.api.schemas import Error, ErrorDetail
+from gpu_daemon.errors import (
+    Conflict,
+    DiskFull,
+    GpuDaemonError,
+    InvalidRequest,
+    NotFound,
+    NotMedia,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    Unavailable,
+)
+from gpu_daemon.jobs.model import Job
+from gpu_daemon.logs import log
+
+STATUSES: Mapping[type[GpuDaemonError], int] = {
+    InvalidRequest: 400,
+    Unauthorized: 401,
+    NotFound: 404,
+    TooSlow: 408,
+    Conflict: 409,
+    TooLarge: 413,
+    NotMedia: 415,
+    Unavailable: 503,
+    DiskFull: 507,
+}
+JOB_STATUSES = {"not_media": 415, "too_long": 413, "too_large": 413, "cancelled": 409, "model_unavailable": 503}
+"""Of a job that failed while its client waited for the answer; 500 else."""
+MEANINGS = {
+    400: "a field is wrong; `param` names it",
+    401: "the API key is missing or wrong",
+    404: "there is no such thing, or it is another client's",
+    408: "the body came too slowly",
+    409: "the job is not in a state for this",
+    413: "too many bytes, or too many seconds of audio",
+    415: "not audio or video that can be decoded",
+    500: "a mistake of the daemon's",
+    503: "starting, stopping, or the queue is full; `Retry-After` says when to come back",
+    507: "too little disk space; `Retry-After` says when to come back",
+}
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+PHRASES = {
+    404: ("not_found", "there is nothing at this address"),
+    405: ("method_not_allowed", "this address does not take that method"),
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for OpenAPI."""
+    return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
+
+
+def envelope(
+    status: int, message: str, *, code: str | None, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+    return JSONResponse(Error(error=detail).model_dump(), status, headers=headers)
+
+
+def answer(error: GpuDaemonError) -> JSONResponse:
+    status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+    if status == 500:
+        log.error("request.failed", error=repr(error), exc_info=error)
+        return internal_error()
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return envelope(status, error.message, code=error.code, param=error.param, headers=headers)
+
+
+def answer_of_failed(job: Job) -> JSONResponse:
+    """To a client that waited for the result."""
+    status = JOB_STATUSES.get(job.error_code or "", 500)
+    message = job.error_message or f"the job was {job.state.value}"
+    return envelope(status, message, code=job.error_code, param="file" if status in (413, 415) else None)
+
+
+def internal_error() -> JSONResponse:
+    return envelope(500, "the daemon made a mistake; its log says more about this request's id", code="internal_error")
+
+
+def install(app: FastAPI, document: Mapping[str, Any]) -> None:
+    """`document`: OpenAPI's, which knows every method of a path; the router's own answer names those of one route."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, GpuDaemonError)
+        return answer(error)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code, message = PHRASES.get(error.status_code, (None, str(error.detail)))
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (allowed := _methods(document, request.url.path)):
+            headers["Allow"] = ", ".join(sorted(allowed))
+        return envelope(error.status_code, message, code=code, headers=headers)
+
+    async def validation(_: Request, error: Exception) -> JSONResponse:
+        """FastAPI's 422 is the contract's 400."""
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = str(first["loc"][-1]) if first["loc"] else None
+        return envelope(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
+
+    app.add_exception_handler(GpuDaemonError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+
+
+def _methods(document: Mapping[str, Any], path: str) -> set[str]:
+    return {
+        method.upper()
+        for template, operations in document["paths"].items()
+        if compile_path(template)[0].match(path)
+        for method in operations
+    }

@@ -1,0 +1,235 @@
+"""The form fields of a submission, checked: every refusal names its field and says what would do (pure)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpu_daemon.errors import InvalidRequest
+from gpu_daemon.jobs.languages import language_code
+from gpu_daemon.jobs.model import TEMPERATURE_LADDER, JobOptions, Task
+
+MAX_METADATA_BYTES = 4096
+MAX_METADATA_DEPTH = 32
+MAX_URL_CHARACTERS = 2048
+MAX_PROMPT_CHARACTERS = 8192
+MAX_TEMPERATURES = 10
+MAX_BEAM_SIZE = 20
+MAX_PRIORITY = 10
+ENGLISH_ONLY = ".en"
+SINCE_LARGE_V3 = "yue"
+"""The one language that older multilingual models lack."""
+TRUE = frozenset({"true", "1", "yes", "on"})
+FALSE = frozenset({"false", "0", "no", "off"})
+
+KNOWN = frozenset(
+    {
+        "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
+        "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
+        "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "condition_on_previous_text", "priority",
+        "metadata", "wait", "diarize",
+    }
+)  # fmt: skip
+NOT_YET = frozenset({"url", "num_speakers", "min_speakers", "max_speakers", "hf_token"})
+"""In the contract, not in this version: refused, as ignoring them would give another result than the client expects."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    options: JobOptions
+    requested_language: str
+    callback_url: str | None
+    priority: int
+    metadata: dict[str, Any] | None
+    wait: bool
+
+
+def parse_fields(
+    fields: Mapping[str, Sequence[str]], *, default_model: Callable[[], str], default_language: str
+) -> Submission:
+    """Empty values count as absent. Raises InvalidRequest; if it does for some fields, then for more of them too."""
+    given = {name: [value for value in values if value != ""] for name, values in fields.items()}
+    given = {name: values for name, values in given.items() if values}
+    _check_names(given)
+    _only(given, "mode", "accurate")
+    _only(given, "channel_mode", "mix")
+    for name in ("diarize", "vad_filter"):
+        if _boolean(given, name, False):
+            raise _not_yet(name)
+    language = _one(given, "language") or default_language
+    return Submission(
+        options=JobOptions(
+            model=_one(given, "model") or default_model(),
+            language=language_code(language),
+            task=_task(given),
+            word_timestamps=_word_timestamps(given),
+            temperature=_temperatures(given),
+            initial_prompt=_prompt(given),
+            hotwords=_text(given, "hotwords"),
+            beam_size=_integer(given, "beam_size", 1, MAX_BEAM_SIZE),
+            condition_on_previous_text=_boolean(given, "condition_on_previous_text", True),
+            trim_silence=_boolean(given, "trim_silence", True),
+        ),
+        requested_language=language,
+        callback_url=_callback_url(given),
+        priority=_integer(given, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        metadata=_metadata(given),
+        wait=_boolean(given, "wait", False),
+    )
+
+
+def check_model_knows(options: JobOptions, *, official: bool) -> None:
+    """`official`: the name is openai's, and says what the model is. Raises InvalidRequest."""
+    if not official:
+        return
+    if options.model.endswith(ENGLISH_ONLY) and (
+        options.language not in (None, "en") or options.task is Task.TRANSLATE
+    ):
+        raise InvalidRequest(f"the model {options.model} knows only English, and does not translate", param="language")
+    if options.language == SINCE_LARGE_V3 and not options.model.startswith("large-v3"):
+        raise InvalidRequest(f"the model {options.model} does not know Cantonese; large-v3 does", param="language")
+
+
+Given = Mapping[str, Sequence[str]]
+
+
+def _check_names(given: Given) -> None:
+    for name in given:
+        if name in NOT_YET:
+            raise _not_yet(name)
+        if name not in KNOWN:
+            near = get_close_matches(name, KNOWN, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidRequest(f"there is no field {name[:50]!r}{hint}", code="unknown_field", param=name[:50])
+
+
+def _not_yet(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is not available in this version", code="not_supported", param=name)
+
+
+def _only(given: Given, name: str, value: str) -> None:
+    if _one(given, name) not in (None, value):
+        raise _not_yet(name)
+
+
+def _one(given: Given, name: str) -> str | None:
+    values = given.get(name, ())
+    if len(values) > 1:
+        raise InvalidRequest(f"{name} is given {len(values)} times; give it once", param=name)
+    return values[0].strip() if values else None
+
+
+def _text(given: Given, name: str) -> str | None:
+    text = _one(given, name)
+    if text is not None and len(text) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(f"{name} may have {MAX_PROMPT_CHARACTERS} characters at most", param=name)
+    if text is not None and "\0" in text:
+        raise InvalidRequest(f"{name} holds a NUL character", param=name)
+    return text
+
+
+def _boolean(given: Given, name: str, default: bool) -> bool:
+    said = _one(given, name)
+    if said is None:
+        return default
+    if said.lower() in TRUE | FALSE:
+        return said.lower() in TRUE
+    raise InvalidRequest(f"{name} is true or false, not {said[:50]!r}", param=name)
+
+
+def _integer(given: Given, name: str, least: int, most: int) -> int | None:
+    said = _one(given, name)
+    if said is None:
+        return None
+    try:
+        number = int(said)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise InvalidRequest(f"{name} is a whole number from {least} to {most}, not {said[:50]!r}", param=name)
+    return number
+
+
+def _task(given: Given) -> Task:
+    said = _one(given, "task") or Task.TRANSCRIBE
+    try:
+        return Task(said)
+    except ValueError:
+        raise InvalidRequest(f"task is transcribe or translate, not {said[:50]!r}", param="task") from None
+
+
+def _word_timestamps(given: Given) -> bool:
+    wanted = _boolean(given, "word_timestamps", False)
+    for name in ("timestamp_granularity", "timestamp_granularities", "timestamp_granularities[]"):
+        for said in given.get(name, ()):
+            if said.strip() not in ("word", "segment"):
+                raise InvalidRequest(f"{name} is word or segment, not {said[:50]!r}", param=name)
+            if said.strip() == "word" and "word_timestamps" in given and not wanted:
+                raise InvalidRequest(f"{name} asks for words, and word_timestamps for none", param=name)
+            wanted = wanted or said.strip() == "word"
+    return wanted
+
+
+def _temperatures(given: Given) -> tuple[float, ...]:
+    """Absent: whisper's own ladder. One number: that one only."""
+    said = [part for value in given.get("temperature", ()) for part in value.strip("[] ").split(",")]
+    if not said:
+        return TEMPERATURE_LADDER
+    try:
+        temperatures = tuple(float(part) for part in said)
+    except ValueError:
+        temperatures = (-1.0,)
+    if len(temperatures) > MAX_TEMPERATURES or not all(0 <= number <= 1 for number in temperatures):
+        raise InvalidRequest(
+            "temperature is a number from 0 to 1, or a list of them to fall back on: 0,0.2,0.4", param="temperature"
+        )
+    return temperatures
+
+
+def _prompt(given: Given) -> str | None:
+    prompt, initial_prompt = _text(given, "prompt"), _text(given, "initial_prompt")
+    if prompt is not None and initial_prompt is not None and prompt != initial_prompt:
+        raise InvalidRequest("prompt and initial_prompt are the same field; give one of them", param="prompt")
+    return prompt if prompt is not None else initial_prompt
+
+
+def _callback_url(given: Given) -> str | None:
+    url = _one(given, "callback_url")
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        fits = False
+    if not fits or len(url) > MAX_URL_CHARACTERS or " " in url:
+        raise InvalidRequest("callback_url is an http:// or https:// address with a host", param="callback_url")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidRequest("callback_url may not hold a user name or password", param="callback_url")
+    return url
+
+
+def _metadata(given: Given) -> dict[str, Any] | None:
+    said = _one(given, "metadata")
+    if said is None:
+        return None
+    if len(said.encode()) > MAX_METADATA_BYTES:
+        raise InvalidRequest(f"metadata may have {MAX_METADATA_BYTES} bytes at most", param="metadata")
+    try:
+        metadata = json.loads(said)
+        # What Python reads and JSON, UTF-8 or the database do not have: NaN, 1e999, half a surrogate pair.
+        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+        storable = _depth(metadata) <= MAX_METADATA_DEPTH
+    except (ValueError, RecursionError):
+        metadata, storable = None, False
+    if not isinstance(metadata, dict) or not storable:
+        raise InvalidRequest('metadata is a JSON object, for example {"order": 7}', param="metadata")
+    return metadata
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max((_depth(item) for item in value), default=0) if isinstance(value, list) else 0

@@ -1,0 +1,60 @@
+"""Is it alive, is it ready: answered from memory, within milliseconds, whatever the GPUs do. Open to all."""
+
+from fastapi import APIRouter, Request, Response
+
+from gpu_daemon import __version__
+from gpu_daemon.api.context import context_of
+from gpu_daemon.api.schemas import Alive, Health, Ready
+from gpu_daemon.api.state import health_reason, running_job, running_worker
+
+router = APIRouter(tags=["health"])
+RETRY_AFTER_S = 5
+
+
+@router.get("/health", summary="starting, ready or error, and why")
+async def health(request: Request) -> Health:
+    """Always 200, and never asks the database: it says what the daemon knows of itself."""
+    context = context_of(request)
+    readiness = health_reason(context)
+    workers = context.scheduler.workers()
+    gpus = [worker.device for worker in workers if worker.device.kind != "cpu"]
+    running = running_worker(context)
+    shown = running is not None and not context.settings.api_keys
+    return Health(
+        status=readiness.status,
+        reason=readiness.reason,
+        version=__version__,
+        gpu_available=bool(gpus),
+        device="cuda" if gpus else "cpu",
+        gpu_name=gpus[0].name if gpus else None,
+        memory_total_gb=None,
+        memory_available_gb=None,
+        models_loaded={"whisper": any(worker.loaded for worker in workers), "pyannote": False},
+        busy=running is not None,
+        current_job=running_job(context, running, None) if running is not None and shown else None,
+    )
+
+
+@router.get("/health/live", summary="200 while the event loop runs")
+async def live() -> Alive:
+    return Alive()
+
+
+@router.get(
+    "/health/ready",
+    summary="200 when a job sent now would run",
+    responses={503: {"model": Ready, "description": "not now, and why"}},
+)
+async def ready(request: Request, response: Response) -> Ready:
+    context = context_of(request)
+    readiness = context.scheduler.readiness()
+    database = await context.database_answers()
+    is_ready = database and readiness.status == "ready"
+    if not is_ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return Ready(
+        status="ready" if is_ready else "not_ready",
+        reason=readiness.reason if database else "the database does not answer",
+        database=database,
+    )

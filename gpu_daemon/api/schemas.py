@@ -1,0 +1,307 @@
+"""The shapes of our answers, for the OpenAPI document and for building them."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpu_daemon.clock import rfc3339
+from gpu_daemon.jobs.model import Job
+from gpu_daemon.jobs.state import JobState
+from gpu_daemon.scheduling.status import Live
+from gpu_daemon.store.callbacks import CallbackState
+from gpu_daemon.transcript.model import Quality, Segment, SpeakerTurn
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Body):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Body):
+    error: ErrorDetail
+
+
+class Accepted(Body):
+    job_id: str
+    status: str
+    message: str
+    queue_position: int | None = Field(description="0: next; null: no longer waiting")
+    estimated_wait_s: float | None = Field(description="null until a speed has been measured")
+    status_url: str
+    result_url: str
+
+
+class Gpu(Body):
+    index: int
+    util_avg_percent: float | None
+    util_max_percent: float | None
+    vram_total_mb: float | None
+    vram_used_avg_mb: float | None
+    vram_used_max_mb: float | None
+    vram_used_percent: float | None
+    vram_used_percent_max: float | None
+
+
+class Result(Body):
+    text: str
+    language: str
+    language_probability: float | None
+    duration: float
+    model: str
+    token_count: int
+    segments: list[Segment]
+    transcription_segments: list[Segment]
+    diarization_segments: list[SpeakerTurn]
+    quality: Quality
+    queue_time_s: float | None
+    processing_time_s: float | None
+    timings: dict[str, float] = Field(description="seconds by stage")
+    gpu: Gpu | None = Field(description="null on a CPU")
+
+
+class JobErrorView(Body):
+    code: str
+    message: str
+
+
+class CallbackView(Body):
+    delivered: bool
+    delivered_at_ms: int | None
+    error: str | None
+    state: str | None = Field(description="pending, delivered or dead; null before the job has ended")
+    attempts: int
+    next_attempt_at: str | None
+
+
+class JobSummary(Body):
+    job_id: str
+    status: JobState
+    stage: str | None
+    progress: float
+    attempt: int
+    queue_position: int | None
+    estimated_wait_s: float | None
+    model: str
+    language: str = Field(description="as the client asked; result.language is what was heard")
+    task: str
+    priority: int
+    file_name: str
+    file_size_bytes: int
+    duration: float | None = Field(description="seconds, as the container says")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    queue_time_s: float | None
+    processing_time_s: float | None
+    timings: dict[str, float]
+    metadata: dict[str, Any] | None
+    error: JobErrorView | None
+
+
+class JobView(JobSummary):
+    callback: CallbackView | None
+    result: Result | None
+
+
+class JobOfService(JobSummary):
+    """The job as the CUDA service says it: `error` is a sentence."""
+
+    error: str | None  # type: ignore[assignment]
+    error_code: str | None
+    callback: CallbackView | None
+    result: Result | None
+
+
+class JobPage(Body):
+    jobs: list[JobSummary]
+    next_cursor: str | None = Field(description="for ?cursor=; null: there are no more")
+
+
+class RunningJob(Body):
+    """As the ROCm service says it."""
+
+    busy: bool
+    job_id: str | None
+    filename: str | None
+    stage: str = Field(description="`idle` when nothing runs")
+    progress: float
+    elapsed_seconds: float | None
+    stage_elapsed_seconds: float | None
+    transcription_segments: int
+    diarization_segments: int
+    error_message: str | None
+    details: dict[str, float | None]
+
+
+class Health(Body):
+    status: Literal["starting", "ready", "error"]
+    reason: str | None
+    version: str
+    gpu_available: bool
+    device: str
+    gpu_name: str | None
+    memory_total_gb: float | None
+    memory_available_gb: float | None
+    models_loaded: dict[str, bool]
+    busy: bool
+    current_job: RunningJob | None = Field(description="null where API keys are configured: anybody may ask for health")
+
+
+class Ready(Body):
+    status: Literal["ready", "not_ready"]
+    reason: str | None
+    database: bool
+
+
+class Alive(Body):
+    status: Literal["alive"] = "alive"
+
+
+class Queue(Body):
+    status: Literal["idle", "busy"]
+    queued: list[str]
+    running: list[str]
+
+
+class QueueStats(Body):
+    queue_name: str
+    queued: int
+    started: int
+    finished: int
+    failed: int
+    cancelled: int
+    workers: int
+
+
+class ModelView(Body):
+    name: str
+    source: str = Field(description="whisper: downloaded; file: a local checkpoint")
+    enabled: bool
+    state: str = Field(description="disabled, waiting, downloading, verifying, ready or failed")
+    size_bytes: int | None
+    done_bytes: int
+    rate_bytes_per_s: float | None
+    error: str | None
+    retry_at: str | None
+
+
+class ModelPage(Body):
+    models: list[ModelView]
+
+
+class DeviceView(Body):
+    kind: Literal["cpu", "cuda", "rocm"]
+    index: int
+    name: str
+
+
+class WorkerView(Body):
+    index: int
+    device: DeviceView
+    state: str = Field(description="starting, idle, busy, restarting or stopped")
+    job_id: str | None
+    model: str | None
+    stage: str | None
+    progress: float | None
+    loaded: dict[str, float] = Field(description="MB by model")
+    pid: int | None
+    answered_s_ago: float | None
+    restarts: int
+    error: str | None = Field(description="why the runner last died or did not start")
+
+
+class WorkerPage(Body):
+    workers: list[WorkerView]
+
+
+class Language(Body):
+    code: str
+    name: str
+
+
+class LanguagePage(Body):
+    languages: list[Language]
+
+
+class HealthReason(Body):
+    status: Literal["starting", "ready", "error"]
+    reason: str | None
+
+
+class QueueCounts(Body):
+    queued: int
+    running: int
+    completed: int | None = Field(description="null when the database does not answer")
+    failed: int | None
+    cancelled: int | None
+    queued_ids: list[str] = Field(description="the first ones")
+    running_ids: list[str]
+
+
+class DashboardState(Body):
+    health: HealthReason
+    version: str
+    uptime_s: float
+    workers: list[WorkerView]
+    queue: QueueCounts
+    models: list[ModelView]
+
+
+def job_summary(job: Job, *, live: Live | None, position: int | None, wait_s: float | None) -> dict[str, Any]:
+    running = job.state is JobState.PROCESSING
+    stage = live.stage if live is not None and running else job.stage
+    return {
+        "job_id": job.id,
+        "status": job.state.value,
+        "stage": stage.value if stage is not None else None,
+        "progress": round(live.progress if live is not None and running else job.progress, 1),
+        "attempt": job.attempt,
+        "queue_position": position,
+        "estimated_wait_s": wait_s,
+        "model": job.options.model,
+        "language": job.requested_language,
+        "task": job.options.task.value,
+        "priority": job.priority,
+        "file_name": job.file_name,
+        "file_size_bytes": job.file_size_bytes,
+        "duration": job.duration_s,
+        "created_at": rfc3339(job.created_at),
+        "started_at": rfc3339(job.started_at),
+        "finished_at": rfc3339(job.finished_at),
+        "queue_time_s": _rounded(job.queue_time_s),
+        "processing_time_s": _rounded(job.processing_time_s),
+        "timings": job.timings,
+        "metadata": job.metadata,
+        "error": None if job.error_code is None else {"code": job.error_code, "message": job.error_message},
+    }
+
+
+def callback_view(job: Job, state: CallbackState | None) -> dict[str, Any] | None:
+    if job.callback_url is None:
+        return None
+    delivered_at = None if state is None else state.delivered_at
+    return {
+        "delivered": delivered_at is not None,
+        "delivered_at_ms": None if delivered_at is None else round(delivered_at.timestamp() * 1000),
+        "error": None if state is None else state.last_error,
+        "state": None if state is None else state.state,
+        "attempts": 0 if state is None else state.attempts,
+        "next_attempt_at": rfc3339(state.next_attempt_at) if state is not None and state.state == "pending" else None,
+    }
+
+
+def spliced(head: dict[str, Any], name: str, text: str | None) -> bytes:
+    """`head` with one more member that is JSON text already: a long result is not parsed to be sent."""
+    start = json.dumps(head, ensure_ascii=False)[:-1]
+    return f"{start}, {json.dumps(name)}: {text or 'null'}}}".encode()
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -1,0 +1,113 @@
+"""POST /transcribe."""
+
+import asyncio
+import re
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from gpu_daemon.api.access import Client
+from gpu_daemon.api.context import Context, context_of
+from gpu_daemon.api.documents import TRANSCRIBE_BODY
+from gpu_daemon.api.errors import answer_of_failed, documented
+from gpu_daemon.api.intake import Intake
+from gpu_daemon.api.schemas import Accepted, Result
+from gpu_daemon.catalogue.catalogue import ModelState
+from gpu_daemon.errors import InvalidRequest
+from gpu_daemon.jobs.model import Job
+from gpu_daemon.jobs.state import TERMINAL, JobState
+
+router = APIRouter(tags=["jobs"])
+MAX_WAIT_S = 24 * 3600.0
+PREFERRED_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?![\w.])")
+MB = 1024 * 1024
+
+
+@router.post(
+    "/transcribe",
+    status_code=202,
+    summary="Submit a file",
+    response_model=Accepted,
+    responses={
+        200: {"model": Result, "description": "with `wait=true` or `Prefer: wait=N`: the result"},
+        **documented(400, 401, 408, 413, 415, 500, 503, 507),
+    },
+    openapi_extra=TRANSCRIBE_BODY,
+)
+async def transcribe(request: Request, client: Client) -> Response:
+    """Answered once the job is durable: file and row survive a crash. Poll `status_url`, or give a `callback_url`."""
+    context = context_of(request)
+    if "idempotency-key" in request.headers:
+        raise InvalidRequest(
+            "Idempotency-Key is not available in this version", code="not_supported", param="Idempotency-Key"
+        )
+    length = request.headers.get("content-length", "")
+    context.scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
+    intake: Intake = request.app.state.intake
+    submission, job = await intake.accept(request, client)
+    headers = {"Location": f"/jobs/{job.id}", "x-job-id": job.id}
+    wait_s = _preferred_wait_s(request)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:.0f}"
+    if submission.wait or wait_s is not None:
+        job = await _ended(context, request.receive, job, MAX_WAIT_S if wait_s is None else wait_s)
+    answer = await _result(context, job) if job.state in TERMINAL else _accepted(context, job)
+    answer.headers.update(headers)
+    return answer
+
+
+def _preferred_wait_s(request: Request) -> float | None:
+    """RFC 7240: `Prefer: wait=10`; what cannot be read is ignored."""
+    found = PREFERRED_WAIT.search(request.headers.get("prefer", ""))
+    return None if found is None else min(MAX_WAIT_S, float(found[1]))
+
+
+async def _ended(context: Context, receive: Receive, job: Job, timeout_s: float) -> Job:
+    """The job when it has ended or the time is over. Raises ClientDisconnect; the job goes on then."""
+    waiting = asyncio.create_task(context.scheduler.wait(job.id, timeout_s))
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        gone.cancel()
+    if not waiting.done() or waiting.cancelled():
+        raise ClientDisconnect
+    return waiting.result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _result(context: Context, job: Job) -> Response:
+    if job.state is not JobState.COMPLETED:
+        return answer_of_failed(job)
+    return Response(await context.jobs.result(job.id), media_type="application/json")
+
+
+def _accepted(context: Context, job: Job) -> JSONResponse:
+    position = context.scheduler.position(job.id)
+    said = Accepted(
+        job_id=job.id,
+        status=job.state.value,
+        message=_message(context, job, position),
+        queue_position=position,
+        estimated_wait_s=context.scheduler.estimated_wait_s(job.id),
+        status_url=f"/jobs/{job.id}",
+        result_url=f"/jobs/{job.id}/result",
+    )
+    return JSONResponse(said.model_dump(), 202)
+
+
+def _message(context: Context, job: Job, position: int | None) -> str:
+    if job.state is not JobState.QUEUED or position is None:
+        return f"the job is {job.state.value}"
+    model = context.catalogue.status(job.options.model)
+    if model is not None and model.state is not ModelState.READY:
+        size = "" if model.size_bytes is None else f" ({model.done_bytes // MB} of {model.size_bytes // MB} MB)"
+        return f"the job waits for the model {model.name}, which is {model.state.value}{size}"
+    return "the job is next" if position == 0 else f"the job waits behind {position} other{'s' if position > 1 else ''}"

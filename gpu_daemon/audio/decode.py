@@ -1,0 +1,96 @@
+"""From the client's file to what the engine hears: mono, 16 kHz, signed 16 bit, on the file's own timeline."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
+from gpu_daemon.audio.graph import BYTES_PER_SAMPLE, all_audio, counted
+from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, examine
+from gpu_daemon.errors import JobError, NotMedia, TooLarge
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
+from gpu_daemon.logs import log
+
+TIMEOUT_BASE_S = 60.0
+TIMEOUT_PER_AUDIO_S = 0.25
+"""ffmpeg decodes hundreds of seconds of audio per second on a core of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    path: Path
+    n_samples: int
+    skip_samples: int
+    """Leading silence."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.n_samples / SAMPLE_RATE_HZ
+
+
+async def decode(source: Path, target: Path, *, max_duration_s: int, trim_silence: bool) -> Decoded:
+    """Raises NotMedia, TooLarge, JobError; there is no target then, nor when the caller is cancelled."""
+    timeout_s = TIMEOUT_BASE_S + TIMEOUT_PER_AUDIO_S * max_duration_s
+    complete = False
+    try:
+        info = await examine(source, timeout_s)
+        decoded = await _decode(source, target, info, max_duration_s, trim_silence, timeout_s)
+        complete = True
+        return decoded
+    except FfmpegTimeout as error:
+        raise JobError(f"decoding was given up after {timeout_s:.0f} s", code="decode_timeout") from error
+    finally:
+        if not complete:
+            target.unlink(missing_ok=True)
+
+
+async def _decode(
+    source: Path, target: Path, info: AudioInfo, max_duration_s: int, trim_silence: bool, timeout_s: float
+) -> Decoded:
+    lead_samples = round(info.starts_at_s * SAMPLE_RATE_HZ)
+    room_samples = max_duration_s * SAMPLE_RATE_HZ - lead_samples
+    if room_samples < 0:
+        raise _too_long(max_duration_s)
+    output_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        # What comes before the first sample is a hole in the file: it reads as zeros and takes no space.
+        os.lseek(output_fd, lead_samples * BYTES_PER_SAMPLE, os.SEEK_SET)
+        # One sample more than allowed tells a file that is too long from one that just fits.
+        most_samples = room_samples + 1
+        finished = await run_ffmpeg(
+            all_audio(
+                source,
+                output_fd,
+                container=info.container,
+                most_samples=most_samples,
+                lead_samples=lead_samples,
+                trim_silence=trim_silence,
+            ),
+            timeout_s=timeout_s,
+            max_file_bytes=(lead_samples + most_samples) * BYTES_PER_SAMPLE,
+            output_fd=output_fd,
+        )
+    finally:
+        os.close(output_fd)
+    n_samples = target.stat().st_size // BYTES_PER_SAMPLE
+    if n_samples > max_duration_s * SAMPLE_RATE_HZ:
+        raise _too_long(max_duration_s)
+    if finished.status != 0 or n_samples == 0 or TOO_MANY_STREAMS in finished.stderr:
+        log.warning("audio.undecodable", status=finished.status, stderr=finished.stderr[-2000:])
+        raise _failure(finished)
+    if "[error]" in finished.stderr:
+        log.info("audio.damaged", decoded_s=n_samples / SAMPLE_RATE_HZ, stderr=finished.stderr[-2000:])
+    heard_samples = counted(finished.stdout) if trim_silence else None
+    return Decoded(target, n_samples, 0 if heard_samples is None else max(0, n_samples - heard_samples))
+
+
+def _too_long(max_duration_s: int) -> TooLarge:
+    return TooLarge(f"the audio is longer than the limit of {max_duration_s} s", code="too_long", param="file")
+
+
+def _failure(finished: Finished) -> NotMedia | JobError:
+    if "No space left on device" in finished.stderr:
+        return JobError("there is no disk space left to decode the audio", code="disk_full", retryable=True)
+    if "Cannot allocate memory" in finished.stderr:
+        return NotMedia("decoding the audio takes more memory than allowed", code="decode_failed")
+    return NotMedia("the audio in the file is damaged: it cannot be decoded", code="decode_failed")

@@ -1,0 +1,36 @@
+"""What is said of a model."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class ModelState(StrEnum):
+    """Moved by the model's Supply only; a row that is changed starts again."""
+
+    DISABLED = "disabled"
+    """Nothing is done about it; jobs are refused."""
+    WAITING = "waiting"
+    """Enabled; in line behind other downloads, or another process is downloading it."""
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    """A file that was already there is being hashed."""
+    READY = "ready"
+    FAILED = "failed"
+    """`error` says why; tried again at `retry_at`, if that can help. Jobs are refused meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelStatus:
+    name: str
+    source: str
+    """`whisper` or `file`."""
+    enabled: bool
+    state: ModelState
+    size_bytes: int | None
+    done_bytes: int
+    """Of a download; the whole size when ready."""
+    rate_bytes_per_s: float | None
+    """While downloading."""
+    error: str | None
+    retry_at: datetime | None

@@ -1,0 +1,227 @@
+"""The composition root: builds every part, starts them in order, stops them in reverse."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvicorn
+
+from gpu_daemon import __version__, clock
+from gpu_daemon.api.app import create_app
+from gpu_daemon.api.context import Context
+from gpu_daemon.callbacks.outbox import Outbox
+from gpu_daemon.callbacks.signing import secret_bytes
+from gpu_daemon.callbacks.target import AddressPolicy
+from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.database.embedded import EmbeddedPostgres
+from gpu_daemon.database.migrate import migrate
+from gpu_daemon.database.pool import ConnectionParameters, SingleDaemonLock, answers, open_pool
+from gpu_daemon.errors import SettingsError, StartupError
+from gpu_daemon.events import EventHub
+from gpu_daemon.gpu.detect import Device, detect
+from gpu_daemon.logs import log
+from gpu_daemon.scheduling.scheduler import Scheduler
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.jobs import JobStore
+from gpu_daemon.store.models import ModelStore
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+KEEP_ALIVE_S = 5
+HTTP_SHUTDOWN_S = 3
+
+
+class _Server(uvicorn.Server):
+    """The daemon handles signals itself: they drain the workers first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Daemon:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._parts = AsyncExitStack()
+        self._scheduler: Scheduler | None = None
+        self.url = ""
+
+    async def start(self) -> None:
+        """Raises StartupError; whatever had started is stopped then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def drain(self) -> bool:
+        """Refuse new jobs, wait up to DRAIN_TIMEOUT_S for those that run. False: some still run."""
+        return self._scheduler is None or await self._scheduler.drain(self._settings.drain_timeout_s)
+
+    async def stop(self) -> None:
+        """Jobs that still run go back to the queue, uncharged. May be called twice, and before start."""
+        parts, self._parts = self._parts, AsyncExitStack()
+        await parts.aclose()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        listener = _listen(settings.host, settings.port)
+        self._parts.callback(listener.close)
+        for directory in (settings.jobs_dir, settings.models_dir):
+            _make_directory(directory)
+        devices = await detect(settings.devices)
+
+        parameters = await self._database()
+        pool = await open_pool(parameters)
+        self._parts.push_async_callback(pool.close)
+        lock = SingleDaemonLock(parameters)
+        await lock.acquire()
+        self._parts.push_async_callback(lock.release)
+        for name in await migrate(pool, MIGRATIONS):
+            log.info("database.migrated", migration=name)
+
+        hub = EventHub()
+        jobs, callbacks = JobStore(pool), CallbackStore(pool)
+        policy, secrets = _callback_settings(settings)
+        outbox = Outbox(callbacks, hub, policy=policy, secrets=secrets)
+        await outbox.start()
+        self._parts.push_async_callback(outbox.stop)
+        catalogue = Catalogue(ModelStore(pool), settings.models_dir, hub)
+        await catalogue.start()
+        self._parts.push_async_callback(catalogue.stop)
+        scheduler = Scheduler(settings, devices, jobs=jobs, catalogue=catalogue, outbox=outbox, hub=hub)
+        await scheduler.start()
+        self._scheduler = scheduler
+        self._parts.push_async_callback(scheduler.stop)
+
+        app = create_app(
+            Context(
+                settings=settings,
+                jobs=jobs,
+                callbacks=callbacks,
+                catalogue=catalogue,
+                scheduler=scheduler,
+                hub=hub,
+                callback_policy=policy,
+                database_answers=lambda: answers(pool),
+                started_at=clock.now(),
+            )
+        )
+        await self._serve_http(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
+                lifespan="off",
+            ),
+            listener,
+        )
+        self._announce(devices, catalogue, parameters)
+
+    async def _database(self) -> ConnectionParameters:
+        settings = self._settings
+        if settings.db_host is not None:
+            return ConnectionParameters(
+                host=settings.db_host,
+                port=settings.db_port,
+                database=settings.db_name,
+                user=settings.db_user,
+                password=settings.db_pass.get_secret_value(),
+            )
+        embedded = EmbeddedPostgres(settings.data_dir / "postgres")
+        self._parts.push_async_callback(embedded.stop)
+        return await embedded.start()
+
+    async def _serve_http(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve([listener]), name="http")
+
+        async def stop() -> None:
+            server.should_exit = True
+            await asyncio.wait({serving})
+
+        self._parts.push_async_callback(stop)
+        host, port = listener.getsockname()[:2]
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+        self.url = f"http://{shown}:{port}"
+        while not server.started:
+            if serving.done():
+                raise StartupError("the HTTP server did not start; the log says why")
+            await asyncio.sleep(0.01)
+
+    def _announce(self, devices: tuple[Device, ...], catalogue: Catalogue, parameters: ConnectionParameters) -> None:
+        settings = self._settings
+        if not settings.api_keys and settings.host not in LOOPBACK:
+            log.warning("daemon.open", reason=f"no API_KEYS are set: whoever reaches {settings.host} may send jobs")
+        log.info(
+            "daemon.started",
+            url=self.url,
+            version=__version__,
+            devices=[f"{device.kind}:{device.index} {device.name}" for device in devices],
+            database="embedded" if settings.db_host is None else f"{parameters.host}:{parameters.port}",
+            models={model.name: model.state.value for model in catalogue.statuses() if model.enabled},
+        )
+
+
+async def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT: drain, then stop; a second signal does not wait for running jobs."""
+    loop = asyncio.get_running_loop()
+    stop_asked, hurry_asked = asyncio.Event(), asyncio.Event()
+
+    def asked() -> None:
+        (hurry_asked if stop_asked.is_set() else stop_asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    daemon = Daemon(settings)
+    starting = asyncio.create_task(daemon.start())
+    waiting = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return 0
+    starting.result()
+    await waiting
+    log.info("daemon.draining", timeout_s=settings.drain_timeout_s)
+    draining, hurrying = asyncio.create_task(daemon.drain()), asyncio.create_task(hurry_asked.wait())
+    await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    hurrying.cancel()
+    await daemon.stop()
+    log.info("daemon.stopped")
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound first of all: a busy port is the most frequent reason not to start."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise StartupError(f"PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _callback_settings(settings: Settings) -> tuple[AddressPolicy, list[bytes]]:
+    name = "CALLBACK_ALLOWED_NETWORKS"
+    try:
+        policy = AddressPolicy.parse(settings.callback_allowed_networks)
+        name = "CALLBACK_SECRET"
+        return policy, [secret_bytes(secret.get_secret_value()) for secret in settings.callback_secret]
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"DATA_DIR: cannot make {directory}: {error.strerror}") from error

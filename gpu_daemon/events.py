@@ -1,0 +1,55 @@
+"""What happens inside, for those who watch.
+
+Every listener has a bounded queue of its own; when it is full the oldest event is dropped, and counted.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+QUEUE_SIZE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`kind` is `job` (state, stage or progress of `subject`), `model` or `worker`."""
+
+    kind: str
+    subject: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_SIZE)
+        self.dropped = 0
+
+    def offer(self, event: Event) -> None:
+        if self._queue.full():
+            self._queue.get_nowait()
+            self.dropped += 1
+        self._queue.put_nowait(event)
+
+    async def next(self) -> Event:
+        return await self._queue.get()
+
+
+class EventHub:
+    def __init__(self) -> None:
+        self._listeners: set[Listener] = set()
+
+    def publish(self, kind: str, subject: str, **data: Any) -> None:
+        event = Event(kind, subject, data)
+        for listener in self._listeners:
+            listener.offer(event)
+
+    @contextmanager
+    def listen(self) -> Iterator[Listener]:
+        listener = Listener()
+        self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)

@@ -1,0 +1,103 @@
+"""What a job is. Nothing here touches the world."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+from pydantic import BaseModel, ConfigDict
+
+from gpu_daemon.jobs.state import JobState, Stage
+
+JobId = NewType("JobId", str)
+"""A version-4 UUID in its usual 36 characters."""
+
+SAMPLE_RATE_HZ = 16_000
+"""Every file is decoded to this rate before anything listens to it."""
+
+TEMPERATURE_LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class Task(StrEnum):
+    TRANSCRIBE = "transcribe"
+    TRANSLATE = "translate"
+
+
+class JobOptions(BaseModel):
+    """What the client wants done, checked; stored with the job and sent to the runner."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    language: str | None = None
+    """ISO 639-1 code as Whisper knows it; None: detect."""
+    task: Task = Task.TRANSCRIBE
+    word_timestamps: bool = False
+    temperature: tuple[float, ...] = TEMPERATURE_LADDER
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    beam_size: int | None = None
+    """None: greedy."""
+    condition_on_previous_text: bool = True
+    trim_silence: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """A job about to be stored: file synced under its id, options checked."""
+
+    id: JobId
+    options: JobOptions
+    requested_language: str
+    """As the client said it; the callback repeats it."""
+    priority: int
+    client: str | None
+    file_name: str
+    """What the client called the file, cleaned; for display only."""
+    file_size_bytes: int
+    file_sha256: str
+    duration_s: float | None
+    """As probed; None when the container does not say."""
+    callback_url: str | None
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(NewJob):
+    seq: int
+    """Order of arrival."""
+    state: JobState
+    stage: Stage | None
+    progress: float
+    """0–100; never goes back within an attempt."""
+    attempt: int
+    """Counted when a worker claims the job."""
+    worker_index: int | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    """First claim."""
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    timings: dict[str, float]
+    """Seconds by stage, of the attempt that ended the job."""
+
+    @property
+    def queue_time_s(self) -> float | None:
+        return None if self.started_at is None else (self.started_at - self.created_at).total_seconds()
+
+    @property
+    def processing_time_s(self) -> float | None:
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """The right to write to a job: every write compares all three."""
+
+    job_id: JobId
+    attempt: int
+    lease_token: str

@@ -1,0 +1,226 @@
+"""The parent's side of a runner: start it, give it jobs, stop it whatever it does. No torch here."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import gpu_daemon
+from gpu_daemon import clock
+from gpu_daemon.errors import JobCancelled, JobError, RunnerCrashed
+from gpu_daemon.gpu.detect import Device
+from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.state import Stage
+from gpu_daemon.logs import log
+from gpu_daemon.runner.link import Link
+from gpu_daemon.runner.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    FromRunner,
+    Hello,
+    JobProgress,
+    Launch,
+    Models,
+    Pong,
+    Run,
+    Stop,
+    Unload,
+)
+
+TERMINATE_GRACE_S = 1.0
+STOP_GRACE_S = 2.0
+
+OnProgress = Callable[[Stage, float], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completed:
+    done: Done
+    transcript: bytes
+    """JSON of a Transcript."""
+
+
+@dataclass(slots=True)
+class _Running:
+    ended: "asyncio.Future[Completed]"
+    on_progress: OnProgress
+    cancelled: bool = False
+
+
+class Runner:
+    """One child at a time; a new one after each death, when `start` is called again."""
+
+    def __init__(self, device: Device, *, model_idle_s: float, vram_reserve_mb: int) -> None:
+        self._device = device
+        self._model_idle_s = model_idle_s
+        self._vram_reserve_mb = vram_reserve_mb
+        self._link: Link | None = None
+        self._running: dict[JobId, _Running] = {}
+        self.loaded: dict[str, int] = {}
+        """Bytes by model name."""
+
+    @property
+    def alive(self) -> bool:
+        return self._link is not None and not self._link.ended.is_set()
+
+    @property
+    def ready(self) -> bool:
+        """It takes jobs; whether it still answers, `answered_s_ago` tells."""
+        return self.alive and self.hello is not None and not self._abandoned
+
+    @property
+    def _abandoned(self) -> bool:
+        return self._link is not None and self._link.abandoned and self.alive
+
+    @property
+    def hello(self) -> Hello | None:
+        return None if self._link is None else self._link.hello
+
+    @property
+    def pid(self) -> int | None:
+        return self._link.pid if self._link is not None and self.alive else None
+
+    @property
+    def answered_s_ago(self) -> float | None:
+        if self._link is None or not self.alive or self._link.answered_at_s is None:
+            return None
+        return clock.monotonic() - self._link.answered_at_s
+
+    async def start(self) -> None:
+        """Spawned when this returns, not ready; nothing if it is alive.
+
+        Raises OSError, and RunnerCrashed while the last child still hangs in its driver.
+
+        To be called from a thread that lives as long as the daemon: the kernel kills the child when that thread ends.
+        """
+        if self._abandoned:
+            raise RunnerCrashed("the last runner was killed and has not ended: the driver of its device hangs")
+        if not self.alive:
+            self._link = await Link.open(self._launch, self._environment(), receive=self._receive, ended=self._end_jobs)
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Raises RunnerCrashed when it ended instead, or takes too long (then it is killed)."""
+        if self._link is None:
+            raise RunnerCrashed("the runner was not started")
+        link = self._link
+        try:
+            async with asyncio.timeout(timeout_s):
+                await link.settled.wait()
+        except TimeoutError:
+            await link.kill()
+            raise RunnerCrashed(f"the runner was not ready within {timeout_s:.0f} s", stderr=link.stderr) from None
+        if link.ended.is_set():
+            last_line = link.stderr.rsplit("\n", 1)[-1]
+            reason = f": {last_line}" if last_line else ""
+            raise RunnerCrashed(f"the runner {link.exit}{reason}", stderr=link.stderr)
+
+    async def run(self, request: Run, on_progress: OnProgress) -> Completed:
+        """Raises JobError, JobCancelled, RunnerCrashed."""
+        if self._link is None or not self.ready:
+            raise RunnerCrashed("the runner is not running")
+        running = _Running(asyncio.get_running_loop().create_future(), on_progress)
+        self._running[request.job_id] = running
+        self._link.send(request)
+        try:
+            return await running.ended
+        except asyncio.CancelledError:
+            self._link.send(Cancel(job_id=request.job_id))
+            raise
+        finally:
+            del self._running[request.job_id]
+
+    async def cancel(self, job_id: JobId, *, grace_s: float = 2.0) -> None:
+        """Ask the job to stop; when it does not, end the child with all it does. Returns when `run` has ended."""
+        running, link = self._running.get(job_id), self._link
+        if running is None or link is None:
+            return
+        running.cancelled = True
+        link.send(Cancel(job_id=job_id))
+        await asyncio.wait({running.ended}, timeout=grace_s)
+        if not running.ended.done():
+            log.warning("runner.ignores_cancel", pid=link.pid, job_id=job_id)
+            if not await link.ends_within(TERMINATE_GRACE_S, signal.SIGTERM):
+                await self.kill()
+
+    async def unload(self, model: str | None = None) -> None:
+        """Ask; `loaded` tells when it is done. None: every model."""
+        if self._link is not None:
+            self._link.send(Unload(model=model))
+
+    async def kill(self) -> None:
+        """At once; nothing is left of it when this returns."""
+        if self._link is not None and self.alive:
+            await self._link.kill()
+            self._end_jobs()
+
+    async def stop(self) -> None:
+        """Jobs under way are lost: end or cancel them first."""
+        if self._link is not None and self.alive:
+            self._link.send(Stop())
+            if not await self._link.ends_within(STOP_GRACE_S):
+                await self.kill()
+
+    async def died(self) -> None:
+        """Returns when there is no child."""
+        if self._link is not None:
+            await self._link.ended.wait()
+
+    def _launch(self, socket_fd: int) -> Launch:
+        return Launch(
+            socket_fd=socket_fd,
+            parent_pid=os.getpid(),
+            device=self._device.kind,
+            model_idle_s=self._model_idle_s,
+            vram_reserve_mb=self._vram_reserve_mb,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        # The child finds the package wherever the daemon was started from.
+        root = str(Path(gpu_daemon.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        # Threads of torch that wait by spinning make it ten times slower when the cores are shared with anybody.
+        defaults = {"OMP_WAIT_POLICY": "PASSIVE"}
+        return {**defaults, **os.environ, **self._device.environment(), "PYTHONPATH": path}
+
+    def _receive(self, message: FromRunner, body: bytes) -> None:
+        match message:
+            case JobProgress():
+                if (running := self._running.get(message.job_id)) is not None:
+                    running.on_progress(message.stage, message.fraction)
+            case Done():
+                if (running := self._running.get(message.job_id)) is not None and not running.ended.done():
+                    running.ended.set_result(Completed(done=message, transcript=body))
+            case Failed():
+                if (running := self._running.get(message.job_id)) is not None and not running.ended.done():
+                    running.ended.set_exception(_error(message))
+            case Models():
+                self.loaded = message.loaded
+            case Hello() | Pong():
+                pass  # the link's own
+            case _:
+                assert_never(message)
+
+    def _end_jobs(self) -> None:
+        """The child is gone: so are its models, and every job it had."""
+        self.loaded = {}
+        assert self._link is not None
+        for job_id, running in self._running.items():
+            if not running.ended.done():
+                log.error(
+                    "runner.died", pid=self._link.pid, job_id=job_id, how=self._link.exit, stderr=self._link.stderr
+                )
+                running.ended.set_exception(
+                    JobCancelled("the job was cancelled")
+                    if running.cancelled
+                    else RunnerCrashed(f"the runner {self._link.exit} while the job ran", stderr=self._link.stderr)
+                )
+
+
+def _error(failed: Failed) -> JobError:
+    if failed.code == JobCancelled.code:
+        return JobCancelled(failed.message)
+    return JobError(failed.message, code=failed.code, retryable=failed.retryable)

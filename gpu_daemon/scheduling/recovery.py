@@ -1,0 +1,51 @@
+"""What a dead daemon left behind: rows that say `processing`, files without rows, rows without files.
+
+Run once at start, under the daemon lock, before anything is accepted.
+"""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from gpu_daemon.jobs.model import Job, JobId
+from gpu_daemon.jobs.state import TERMINAL
+from gpu_daemon.logs import log
+from gpu_daemon.scheduling.preparation import DECODED_NAME, SOURCE_NAME
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.jobs import JobStore
+
+
+async def recover(jobs: JobStore, settings: Settings) -> list[Job]:
+    """The queued jobs, in the order of the queue."""
+    requeued, ended = await jobs.orphans(settings.max_attempts)
+    for job_id in requeued:
+        log.warning("job.requeued", job_id=job_id, reason="the daemon died while it ran")
+    for job_id in ended:
+        log.error("job.ended", job_id=job_id, reason="the daemon died while it ran, at its last attempt")
+    await _sweep_files(jobs, settings)
+    return await _with_files(jobs, settings.jobs_dir)
+
+
+async def _sweep_files(jobs: JobStore, settings: Settings) -> None:
+    """Remove uploads that never became a job, audio of jobs that have ended, and half-decoded files."""
+    names = await asyncio.to_thread(lambda: [JobId(path.name) for path in settings.jobs_dir.iterdir()])
+    known = await jobs.known(names)
+    for job_id in names:
+        state = known.get(job_id)
+        if state is None or (state in TERMINAL and settings.audio_ttl_s == 0):
+            await remove_files(settings.jobs_dir, job_id)
+        else:
+            (settings.jobs_dir / job_id / DECODED_NAME).unlink(missing_ok=True)
+
+
+async def _with_files(jobs: JobStore, jobs_dir: Path) -> list[Job]:
+    queued = await jobs.queued()
+    present = await asyncio.to_thread(lambda: {job.id for job in queued if (jobs_dir / job.id / SOURCE_NAME).is_file()})
+    for job in queued:
+        if job.id not in present:
+            await jobs.fail_queued(job.id, "audio_missing", "the audio file is gone from the daemon's disk")
+    return [job for job in queued if job.id in present]
+
+
+async def remove_files(jobs_dir: Path, job_id: JobId) -> None:
+    await asyncio.to_thread(shutil.rmtree, jobs_dir / job_id, ignore_errors=True)

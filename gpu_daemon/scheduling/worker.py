@@ -1,0 +1,371 @@
+"""One worker per device: takes a job, has it prepared, has its runner do it, records how it ended.
+
+The worker is a task in the daemon; the runner is its child process. A crash, a hang or a kill of the runner costs the
+job an attempt and the worker a restart of the child, and nobody else anything.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from gpu_daemon import clock
+from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.errors import GpuDaemonError, JobCancelled, JobError, RunnerCrashed, Unavailable
+from gpu_daemon.events import EventHub
+from gpu_daemon.gpu.detect import Device
+from gpu_daemon.gpu.sampler import UsageSampler
+from gpu_daemon.jobs.model import Claim, Job, JobId
+from gpu_daemon.jobs.retry import backoff_s
+from gpu_daemon.jobs.state import JobState, Stage
+from gpu_daemon.logs import log
+from gpu_daemon.runner.process import Completed, Runner
+from gpu_daemon.runner.protocol import Run
+from gpu_daemon.scheduling.limits import run_within_limits
+from gpu_daemon.scheduling.preparation import Prepared, Preparer
+from gpu_daemon.scheduling.queue import Waiting
+from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.jobs import JobStore
+
+RUNNER_START_TIMEOUT_S = 180.0
+RUNNER_SILENT_LIMIT_S = 15.0
+"""An idle runner that has not answered a ping for so long is replaced before it gets a job."""
+HAND_BACK_TIMEOUT_S = 5.0
+
+STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
+    Stage.PREPARING: (0, 5),
+    Stage.LOADING: (5, 10),
+    Stage.TRANSCRIBING: (10, 98),
+    Stage.MERGING: (98, 100),
+}
+
+
+class JobSource(Protocol):
+    """Where a worker's jobs come from, and whom it tells how they went: the scheduler."""
+
+    async def next_job(self) -> Waiting: ...
+
+    def give_back(self, job: Waiting) -> None: ...
+
+    async def ended(self, job: Job, state: JobState | None, speed: float | None) -> None:
+        """An attempt is over and recorded. `state`: None when the job was no longer this worker's to move."""
+
+
+@dataclass(slots=True)
+class _Current:
+    job: Job
+    claim: Claim
+    live: Live
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Worker:
+    def __init__(
+        self,
+        index: int,
+        device: Device,
+        runner: Runner,
+        *,
+        settings: Settings,
+        jobs: JobStore,
+        catalogue: Catalogue,
+        preparer: Preparer,
+        source: JobSource,
+        hub: EventHub,
+    ) -> None:
+        self.index = index
+        self.device = device
+        self._runner = runner
+        self._settings = settings
+        self._jobs = jobs
+        self._catalogue = catalogue
+        self._preparer = preparer
+        self._source = source
+        self._hub = hub
+        self._current: _Current | None = None
+        self._claiming: JobId | None = None
+        self._cancel_claimed = False
+        self._state = WorkerState.STOPPED
+        self._starts = 0
+        self._error: str | None = None
+        self._rng = random.Random()  # noqa: S311 - jitter
+
+    @property
+    def ready(self) -> bool:
+        return self._runner.ready and (self._runner.answered_s_ago or 0) < RUNNER_SILENT_LIMIT_S
+
+    @property
+    def job_id(self) -> JobId | None:
+        return None if self._current is None else self._current.job.id
+
+    @property
+    def client(self) -> str | None:
+        return None if self._current is None else self._current.job.client
+
+    @property
+    def live(self) -> Live | None:
+        return None if self._current is None else self._current.live
+
+    def status(self) -> WorkerStatus:
+        current, live = self._current, self.live
+        return WorkerStatus(
+            index=self.index,
+            device=self.device,
+            state=self._state,
+            job_id=self.job_id,
+            model=None if current is None else current.job.options.model,
+            stage=None if live is None else live.stage,
+            progress=None if live is None else live.progress,
+            loaded=dict(self._runner.loaded),
+            pid=self._runner.pid,
+            answered_s_ago=self._runner.answered_s_ago,
+            restarts=max(0, self._starts - 1),
+            error=self._error,
+        )
+
+    async def run(self) -> None:
+        """Until cancelled; a job under way goes back to the queue then, uncharged."""
+        try:
+            while True:
+                await self._start_runner()
+                while self.ready and (job := await self._next_job()) is not None:
+                    await self._take(job)
+        finally:
+            self._move(WorkerState.STOPPED)
+            await self._runner.stop()
+
+    async def cancel(self, job_id: JobId) -> None:
+        """Stop this job if it is the one that runs; returns when the GPU is free."""
+        if self._claiming == job_id:
+            self._cancel_claimed = True
+        elif self._current is not None and self._current.job.id == job_id:
+            self._current.cancel.set()
+            await self._preparer.discard(job_id)
+            await self._runner.cancel(job_id)
+
+    async def _start_runner(self) -> None:
+        failures = 0
+        while not self.ready:
+            self._move(WorkerState.STARTING if self._starts == 0 else WorkerState.RESTARTING)
+            self._starts += 1
+            try:
+                await self._runner.kill()
+                await self._runner.start()
+                await self._runner.wait_ready(RUNNER_START_TIMEOUT_S)
+                log.info("runner.ready", worker=self.index, device=self.device.name, pid=self._runner.pid)
+            except (RunnerCrashed, OSError) as error:
+                failures += 1
+                self._error = str(error)
+                delay_s = backoff_s(failures, first_s=1, most_s=60, rng=self._rng)
+                log.error("runner.start_failed", worker=self.index, error=str(error), retry_in_s=round(delay_s, 1))
+                await asyncio.sleep(delay_s)
+
+    async def _next_job(self) -> Waiting | None:
+        """None: the runner died while idle."""
+        self._move(WorkerState.IDLE)
+        job = asyncio.create_task(self._source.next_job())
+        died = asyncio.create_task(self._runner.died())
+        try:
+            await asyncio.wait({job, died}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            died.cancel()
+            if not job.done():
+                job.cancel()
+        if job.cancelled() or not job.done():
+            self._error = "the runner died while it was idle"
+            log.error("runner.died", worker=self.index)
+            return None
+        if not self.ready:
+            self._source.give_back(job.result())
+            return None
+        return job.result()
+
+    async def _take(self, waiting: Waiting) -> None:
+        current = await self._claim(waiting)
+        if current is None:
+            return
+        job = current.job
+        log.info(
+            "job.started", job_id=job.id, worker=self.index, attempt=current.claim.attempt, model=job.options.model
+        )
+        speed: float | None = None
+        try:
+            state, speed = await self._attempt(current, waiting)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._hand_back(current))
+            raise
+        except GpuDaemonError as error:
+            state = await self._settle(current, error)
+        except Exception as error:
+            log.exception("job.broke_the_worker", job_id=job.id)
+            state = await self._settle(
+                current, JobError(f"a bug in the daemon: {type(error).__name__}", code="internal_error")
+            )
+        finally:
+            self._current = None
+        if state is None:
+            log.warning("job.stale_lease", job_id=job.id, attempt=current.claim.attempt)
+        await self._source.ended(job, state, speed)
+
+    async def _claim(self, waiting: Waiting) -> _Current | None:
+        """None: somebody else moved the job, or the database is away and the job waits again."""
+        self._claiming, self._cancel_claimed = waiting.id, False
+        try:
+            claimed = await self._jobs.claim(waiting.id, self.index)
+        except (Unavailable, OSError) as error:
+            log.warning("job.claim_failed", job_id=waiting.id, error=str(error))
+            await asyncio.sleep(1)
+            self._source.give_back(waiting)
+            return None
+        finally:
+            self._claiming = None
+        if claimed is None:
+            await self._preparer.discard(waiting.id)
+            return None
+        claim, job = claimed
+        live = Live(stage=Stage.PREPARING, progress=0.0, worker_index=self.index, stage_since_s=clock.monotonic())
+        current = self._current = _Current(job=job, claim=claim, live=live)
+        if self._cancel_claimed or job.cancel_requested_at is not None:
+            current.cancel.set()
+        self._move(WorkerState.BUSY)
+        self._publish(current)
+        return current
+
+    async def _attempt(self, current: _Current, waiting: Waiting) -> tuple[JobState | None, float]:
+        """One attempt; when it succeeds, its state as recorded and its speed (seconds of audio per second)."""
+        job, began = current.job, clock.monotonic()
+        prepared = await self._until_cancelled(current, self._preparer.prepared(waiting))
+        spec = self._catalogue.spec(job.options.model)
+        if spec is None:
+            raise JobError(f"the model {job.options.model} is no longer available", code="model_unavailable")
+        request = Run(
+            job_id=job.id,
+            model=spec,
+            audio_path=prepared.audio.path,
+            skip_samples=prepared.audio.skip_samples,
+            options=job.options,
+        )
+        duration_s = prepared.audio.duration_s
+        async with UsageSampler(self.device) as usage:
+            completed = await run_within_limits(
+                self._runner,
+                request,
+                lambda stage, fraction: self._advance(current, stage, fraction),
+                limit_s=self._settings.job_timeout_for_s(duration_s),
+                stall_s=self._settings.stall_timeout_s,
+            )
+        timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
+        result = _result(completed, job, timings, usage.summary())
+        recorded = await self._record(lambda: self._jobs.complete(current.claim, result, timings))
+        return (JobState.COMPLETED if recorded else None), duration_s / (clock.monotonic() - began)
+
+    async def _settle(self, current: _Current, error: GpuDaemonError) -> JobState | None:
+        """Record an attempt that did not succeed; the state the job is in then."""
+        job, claim = current.job, current.claim
+        if isinstance(error, RunnerCrashed):
+            self._error = error.message
+        if isinstance(error, JobCancelled) or current.cancel.is_set():
+            return JobState.CANCELLED if await self._record(lambda: self._jobs.cancel(claim)) else None
+        if isinstance(error, JobError) and error.retryable and claim.attempt < self._settings.max_attempts:
+            log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
+            return JobState.QUEUED if await self._record(lambda: self._jobs.requeue(claim, charge=True)) else None
+        log.error("job.failed", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
+        return (
+            JobState.FAILED if await self._record(lambda: self._jobs.fail(claim, error.code, error.message)) else None
+        )
+
+    async def _hand_back(self, current: _Current) -> None:
+        """The daemon stops: the job goes back to the queue, uncharged."""
+        await self._preparer.discard(current.job.id)
+        await self._runner.kill()
+        try:
+            async with asyncio.timeout(HAND_BACK_TIMEOUT_S):
+                await self._record(lambda: self._jobs.requeue(current.claim, charge=False))
+        except TimeoutError:
+            log.error("job.not_handed_back", job_id=current.job.id, reason="the database does not answer")
+
+    async def _until_cancelled(self, current: _Current, prepared: Awaitable[Prepared]) -> Prepared:
+        """The decoded audio. Raises JobCancelled if the job is cancelled first."""
+        decoding = asyncio.ensure_future(prepared)
+        cancelled = asyncio.ensure_future(current.cancel.wait())
+        try:
+            await asyncio.wait({decoding, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cancelled.cancel()
+            if not decoding.done() or current.cancel.is_set():
+                decoding.cancel()
+                await asyncio.wait({decoding})
+        if current.cancel.is_set():
+            raise JobCancelled("the job was cancelled")
+        return decoding.result()
+
+    def _advance(self, current: _Current, stage: Stage, fraction: float) -> None:
+        low, high = STAGE_SPAN_PERCENT[stage]
+        progress = max(current.live.progress, round(low + (high - low) * min(1.0, max(0.0, fraction)), 1))
+        changed_stage = stage is not current.live.stage
+        if not changed_stage and progress == current.live.progress:
+            return
+        since_s = clock.monotonic() if changed_stage else current.live.stage_since_s
+        current.live = replace(current.live, stage=stage, progress=progress, stage_since_s=since_s)
+        self._publish(current)
+        if changed_stage:
+            # The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway.
+            self._background(self._jobs.progress(current.claim, stage, progress))
+
+    async def _record(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Write how the attempt ended, however long the database is away: the work is done and must not be lost."""
+        failures = 0
+        while True:
+            try:
+                return await write()
+            except (Unavailable, OSError) as error:
+                failures += 1
+                delay_s = backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng)
+                log.error("job.record_failed", job_id=self.job_id, error=str(error), retry_in_s=round(delay_s, 1))
+                await asyncio.sleep(delay_s)
+
+    def _background(self, write: Awaitable[bool]) -> None:
+        async def tolerate() -> None:
+            try:
+                await write
+            except (Unavailable, OSError) as error:
+                log.warning("job.progress_not_stored", error=str(error))
+
+        task = asyncio.create_task(tolerate())
+        _BACKGROUND.add(task)
+        task.add_done_callback(_BACKGROUND.discard)
+
+    def _move(self, state: WorkerState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._hub.publish("worker", str(self.index), state=state)
+
+    def _publish(self, current: _Current) -> None:
+        live = current.live
+        self._hub.publish(
+            "job",
+            current.job.id,
+            state=JobState.PROCESSING,
+            stage=live.stage,
+            progress=live.progress,
+            worker=self.index,
+        )
+
+
+_BACKGROUND: set[asyncio.Task[None]] = set()
+"""asyncio keeps only weak references to tasks."""
+
+
+def _result(completed: Completed, job: Job, timings: dict[str, float], gpu: dict[str, Any] | None) -> bytes:
+    """The transcript with what only the daemon knows, spliced in as text: a long one is never parsed here."""
+    assert job.started_at is not None
+    extra = {
+        "queue_time_s": None if job.queue_time_s is None else round(job.queue_time_s, 3),
+        "processing_time_s": round((clock.now() - job.started_at).total_seconds(), 3),
+        "timings": timings,
+        "gpu": gpu,
+    }
+    return completed.transcript[:-1] + b"," + json.dumps(extra).encode()[1:]

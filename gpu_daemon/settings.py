@@ -1,0 +1,113 @@
+"""The daemon's settings: read once, frozen, checked with the culprit's name."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gpu_daemon.errors import SettingsError
+
+JOB_TIMEOUT_BASE_S = 1800
+
+
+def _comma_separated(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="forbid", frozen=True, case_sensitive=False
+    )
+
+    host: str = "0.0.0.0"  # noqa: S104 - a server for other machines; a warning is logged when no key protects it
+    port: int = Field(8000, ge=0, le=65535)
+    """0: any free port, which the start line then says."""
+    data_dir: Path = Path("data")
+
+    db_host: str | None = None
+    """Unset: embedded PostgreSQL under DATA_DIR."""
+    db_port: int = Field(5432, ge=1, le=65535)
+    db_name: str = "gpu_daemon"
+    db_user: str = "gpu_daemon"
+    db_pass: SecretStr = SecretStr("")
+
+    devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = ("auto",)
+
+    default_model: str | None = None
+    """Unset: `base`, else the only enabled one."""
+    default_language: str = "auto"
+
+    max_file_size_mb: int = Field(2048, gt=0)
+    max_duration_s: int = Field(14400, gt=0)
+    max_queue: int = Field(10000, gt=0)
+    disk_reserve_mb: int = Field(1024, ge=0)
+    """Uploads are refused while less is free."""
+
+    max_attempts: int = Field(3, ge=1)
+    job_timeout_s: int | None = Field(None, gt=0)
+    """Unset: 1800 plus the duration of the audio."""
+    stall_timeout_s: int = Field(120, gt=0)
+    drain_timeout_s: int = Field(30, ge=0)
+    """How long a stop waits for running jobs; then they go back to the queue."""
+
+    result_ttl_s: int = Field(86400, gt=0)
+    audio_ttl_s: int = Field(0, ge=0)
+
+    model_idle_s: int = Field(300, gt=0)
+    vram_reserve_mb: int = Field(1024, ge=0)
+
+    callback_secret: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_separated)] = ()
+    """`whsec_…`; two while the receivers change from an old one to a new one."""
+    callback_allowed_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = (
+        "public",
+        "private",
+    )
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_separated)] = ()
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "pretty"] = "auto"
+
+    @model_validator(mode="after")
+    def _devices_named(self) -> "Settings":
+        kinds = {name.split(":")[0] for name in self.devices}
+        if not self.devices or (kinds - {"auto", "cpu", "cuda"}) or ("auto" in kinds and len(self.devices) > 1):
+            raise ValueError("DEVICES must be auto, or a list of cpu and cuda:N, for example cuda:0,cuda:1")
+        return self
+
+    @property
+    def jobs_dir(self) -> Path:
+        """A directory for each job that still has files, named by its id."""
+        return self.data_dir / "jobs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "whisper_models"
+
+    @property
+    def max_file_size_bytes(self) -> int:
+        return self.max_file_size_mb * 1024 * 1024
+
+    def job_timeout_for_s(self, duration_s: float) -> float:
+        """Seconds one attempt may take on audio of `duration_s`."""
+        return self.job_timeout_s if self.job_timeout_s is not None else JOB_TIMEOUT_BASE_S + duration_s
+
+
+def load_settings() -> Settings:
+    """From the environment, then `.env`, then the defaults. Raises SettingsError with a line for each culprit."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"][:1]).upper()
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{name}: no such setting; .env.example lists every one")
+            else:
+                message = problem["msg"].removeprefix("Value error, ")
+                given = (
+                    "" if name in ("", "DB_PASS", "API_KEYS", "CALLBACK_SECRET") else f" (it is {problem['input']!r})"
+                )
+                lines.append(f"{name}: {message}{given}" if name else message)
+        raise SettingsError("\n".join(lines)) from error

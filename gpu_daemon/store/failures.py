@@ -1,0 +1,61 @@
+"""What the stores raise when the database does not answer, and how they find out what it did all the same."""
+
+import contextlib
+from collections.abc import AsyncIterator, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from gpu_daemon.database.pool import Connection, Pool
+from gpu_daemon.errors import Unavailable
+
+DATABASE_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg says on a connection that the server has just given up
+    asyncpg.CannotConnectNowError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A pooled connection. Raises Unavailable when the database is away."""
+    try:
+        connected = await pool.acquire(timeout=10)
+        try:
+            yield connected
+        finally:
+            # One that cannot be given back is thrown away by the pool; what was done on it is done.
+            with contextlib.suppress(*DATABASE_AWAY):
+                await pool.release(connected)
+    except DATABASE_AWAY as error:
+        if isinstance(error, ValueError):  # an argument that asyncpg cannot encode
+            raise
+        raise Unavailable(
+            "the database does not answer; try again in a moment", retry_after_s=5, code="database_unavailable"
+        ) from error
+
+
+class Doubts:
+    """Writes whose answer was lost: the connection broke after they were sent, so they may have been made."""
+
+    def __init__(self) -> None:
+        self._writes: set[Hashable] = set()
+
+    def __contains__(self, write: Hashable) -> bool:
+        return write in self._writes
+
+    @contextmanager
+    def about(self, write: Hashable) -> Iterator[None]:
+        """In doubt when Unavailable is raised inside, settled otherwise."""
+        try:
+            yield
+        except Unavailable:
+            self._writes.add(write)
+            raise
+        self._writes.discard(write)

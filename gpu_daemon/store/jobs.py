@@ -1,0 +1,338 @@
+"""All SQL on `jobs`. Every move compares the state it moves from, and the lease where a worker moves."""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Collection
+from typing import TypeAlias
+
+import asyncpg
+
+from gpu_daemon.database.pool import Pool
+from gpu_daemon.errors import InvalidRequest, Unavailable
+from gpu_daemon.jobs.callback import callback_payload
+from gpu_daemon.jobs.model import Claim, Job, JobId, NewJob
+from gpu_daemon.jobs.state import TERMINAL, JobState, Stage, check_move
+from gpu_daemon.store.failures import Doubts, connection
+from gpu_daemon.store.rows import COLUMNS, job_of, key_of
+from gpu_daemon.store.text import storable
+
+OURS = "id = $1 AND state = 'processing' AND attempt = $2 AND lease_token = $3"
+"""The job is still the one that this claim was given."""
+MADE = "id = $1 AND state = $2 AND ($3::uuid IS NULL OR lease_token = $3)"
+"""A move to this state (under this lease) was the last that was made."""
+QUEUED = "id = $1 AND state = 'queued'"
+DOUBT_TIMEOUT_S = 5.0
+DOUBT_PAUSE_S = 0.25
+CANCELLED = {"error_code": "cancelled", "error_message": "the job was cancelled"}
+
+Lease: TypeAlias = tuple[uuid.UUID, int, uuid.UUID]
+"""Job, attempt, lease token: the arguments of OURS."""
+Move: TypeAlias = tuple[uuid.UUID, JobState, uuid.UUID | None]
+"""Job, state it comes to, lease token: the arguments of MADE."""
+
+
+class JobStore:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._doubts = Doubts()
+        self._leases: dict[JobId, uuid.UUID] = {}
+        """Of claims that may have been made."""
+
+    async def insert(self, new: NewJob) -> Job:
+        """Committed when it returns. Raises InvalidRequest for text that PostgreSQL cannot hold."""
+        try:
+            return await self._insert(new)
+        except Unavailable:
+            if (job := await self._inserted_after_all(new.id)) is None:
+                raise
+            return job
+        except (asyncpg.DataError, ValueError) as error:
+            raise InvalidRequest(
+                "a field has characters that cannot be stored (U+0000, or half a character)"
+            ) from error
+
+    async def _insert(self, new: NewJob) -> Job:
+        async with connection(self._pool) as db:
+            row = await db.fetchrow(
+                f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
+                                      file_size_bytes, file_sha256, duration_s, callback_url, metadata)
+                    VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}""",
+                uuid.UUID(new.id),
+                new.priority,
+                new.client,
+                new.options.model_dump_json(),
+                new.requested_language,
+                new.file_name,
+                new.file_size_bytes,
+                new.file_sha256,
+                new.duration_s,
+                new.callback_url,
+                None if new.metadata is None else json.dumps(new.metadata),
+            )
+        return job_of(row)
+
+    async def _inserted_after_all(self, job_id: JobId) -> Job | None:
+        """The connection broke: was the job committed? The database may only be restarting, and is given a moment."""
+        try:
+            async with asyncio.timeout(DOUBT_TIMEOUT_S):
+                while True:
+                    await asyncio.sleep(DOUBT_PAUSE_S)
+                    with contextlib.suppress(Unavailable):
+                        return await self.get(job_id)
+        except TimeoutError:
+            return None
+
+    async def get(self, job_id: JobId) -> Job | None:
+        """None as well for what is not a job's id at all."""
+        if (key := key_of(job_id)) is None:
+            return None
+        async with connection(self._pool) as db:
+            row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE id = $1", key)
+        return None if row is None else job_of(row)
+
+    async def newest(
+        self,
+        *,
+        states: Collection[JobState] = (),
+        model: str | None = None,
+        client: str | None = None,
+        limit: int = 50,
+        before_seq: int | None = None,
+    ) -> list[Job]:
+        """Newest first."""
+        async with connection(self._pool) as db:
+            rows = await db.fetch(
+                f"""SELECT {COLUMNS} FROM jobs
+                    WHERE (cardinality($1::text[]) = 0 OR state = ANY ($1))
+                      AND ($2::text IS NULL OR options->>'model' = $2)
+                      AND ($3::text IS NULL OR client = $3)
+                      AND ($4::bigint IS NULL OR seq < $4)
+                    ORDER BY seq DESC LIMIT $5""",
+                [state.value for state in states],
+                model,
+                client,
+                before_seq,
+                limit,
+            )
+        return [job_of(row) for row in rows]
+
+    async def queued(self) -> list[Job]:
+        """In the order of the queue."""
+        async with connection(self._pool) as db:
+            rows = await db.fetch(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY priority DESC, seq")
+        return await asyncio.to_thread(lambda: [job_of(row) for row in rows])
+
+    async def counts(self) -> dict[JobState, int]:
+        async with connection(self._pool) as db:
+            found = dict(await db.fetch("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state.value, 0) for state in JobState}
+
+    async def claim(self, job_id: JobId, worker_index: int) -> tuple[Claim, Job] | None:
+        """queued → processing; the attempt is counted here. None: somebody else has moved the job."""
+        check_move(JobState.QUEUED, JobState.PROCESSING)
+        key, lease_token = uuid.UUID(job_id), self._leases.setdefault(job_id, uuid.uuid4())
+        move = (key, JobState.PROCESSING, lease_token)
+        with self._doubts.about(move):
+            async with connection(self._pool) as db:
+                row = await db.fetchrow(
+                    f"""UPDATE jobs SET state = 'processing', stage = 'preparing', progress = 0, attempt = attempt + 1,
+                                        lease_token = $2, worker_index = $3, started_at = coalesce(started_at, now())
+                        WHERE id = $1 AND state = 'queued' RETURNING {COLUMNS}""",
+                    key,
+                    lease_token,
+                    worker_index,
+                )
+                if row is None and move in self._doubts:
+                    row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE {MADE}", *move)
+        self._leases.pop(job_id, None)
+        if row is None:
+            return None
+        job = job_of(row)
+        return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
+
+    async def progress(self, claim: Claim, stage: Stage, progress: float) -> bool:
+        return await self._write(
+            f"UPDATE jobs SET stage = $4, progress = $5 WHERE {OURS}", *_lease(claim), stage, progress
+        )
+
+    async def complete(self, claim: Claim, result: bytes, timings: dict[str, float]) -> bool:
+        """processing → completed, with the result as the JSON text that it is."""
+        return await self._end(
+            JobState.PROCESSING,
+            JobState.COMPLETED,
+            OURS,
+            _lease(claim),
+            progress=100,
+            result=result.decode(),
+            timings=json.dumps(timings),
+        )
+
+    async def fail(self, claim: Claim, code: str, message: str) -> bool:
+        return await self._end(
+            JobState.PROCESSING, JobState.FAILED, OURS, _lease(claim), error_code=code, error_message=storable(message)
+        )
+
+    async def cancel(self, claim: Claim) -> bool:
+        return await self._end(JobState.PROCESSING, JobState.CANCELLED, OURS, _lease(claim), **CANCELLED)
+
+    async def fail_queued(self, job_id: JobId, code: str, message: str) -> bool:
+        if (key := key_of(job_id)) is None:
+            return False
+        return await self._end(
+            JobState.QUEUED,
+            JobState.FAILED,
+            QUEUED,
+            (key,),
+            error_code=code,
+            error_message=storable(message),
+        )
+
+    async def cancel_queued(self, job_id: JobId) -> bool:
+        if (key := key_of(job_id)) is None:
+            return False
+        return await self._end(JobState.QUEUED, JobState.CANCELLED, QUEUED, (key,), **CANCELLED)
+
+    async def requeue(self, claim: Claim, *, charge: bool) -> bool:
+        """processing → queued; `charge=False` gives the attempt back."""
+        check_move(JobState.PROCESSING, JobState.QUEUED)
+        key, attempt, lease_token = _lease(claim)
+        move = (key, JobState.QUEUED, lease_token)
+        with self._doubts.about(move):
+            return await self._write(
+                f"""UPDATE jobs SET state = 'queued', stage = NULL, progress = 0, worker_index = NULL,
+                                    attempt = attempt - $4 WHERE {OURS}""",
+                *(key, attempt, lease_token, 0 if charge else 1),
+            ) or await self._was_made(move)
+
+    async def request_cancel(self, job_id: JobId) -> bool:
+        """Noted on a job that runs; it is its worker that stops it."""
+        if (key := key_of(job_id)) is None:
+            return False
+        return await self._write(
+            """UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now())
+               WHERE id = $1 AND state = 'processing'""",
+            key,
+        )
+
+    async def orphans(self, max_attempts: int) -> tuple[list[JobId], list[JobId]]:
+        """What a dead daemon left: (queued again, ended). Called at start, under the daemon lock.
+
+        Ended are those that were to be cancelled, and those whose attempts are used up.
+        """
+        async with connection(self._pool) as db:
+            rows = await db.fetch(
+                """SELECT id, state, attempt, lease_token, cancel_requested_at IS NOT NULL AS cancel FROM jobs
+                   WHERE state = 'processing' OR (state = 'queued' AND cancel_requested_at IS NOT NULL)"""
+            )
+        requeued: list[JobId] = []
+        ended: list[JobId] = []
+        for row in rows:
+            job_id = JobId(str(row["id"]))
+            if row["state"] == JobState.QUEUED:
+                await self.cancel_queued(job_id)
+                ended.append(job_id)
+            else:
+                claim = Claim(job_id=job_id, attempt=row["attempt"], lease_token=str(row["lease_token"]))
+                again = await self._adopt(claim, cancel=row["cancel"], max_attempts=max_attempts)
+                (requeued if again else ended).append(job_id)
+        return requeued, ended
+
+    async def _adopt(self, claim: Claim, *, cancel: bool, max_attempts: int) -> bool:
+        """Queued again?"""
+        if cancel:
+            await self.cancel(claim)
+        elif claim.attempt >= max_attempts:
+            message = f"the daemon died in each of {claim.attempt} attempts at this job"
+            await self.fail(claim, "runner_crashed", message)
+        else:
+            return await self.requeue(claim, charge=True)
+        return False
+
+    async def result(self, job_id: JobId) -> str | None:
+        """JSON text as it was stored."""
+        if (key := key_of(job_id)) is None:
+            return None
+        async with connection(self._pool) as db:
+            text: str | None = await db.fetchval("SELECT result FROM jobs WHERE id = $1", key)
+        return text
+
+    async def delete(self, job_id: JobId) -> bool:
+        """Only a job that has ended."""
+        if (key := key_of(job_id)) is None:
+            return False
+        return await self._write(
+            "DELETE FROM jobs WHERE id = $1 AND state = ANY ($2)", key, [state.value for state in TERMINAL]
+        )
+
+    async def expired(self, ttl_s: int) -> list[JobId]:
+        """Ended longer ago, and no callback owed any more."""
+        async with connection(self._pool) as db:
+            rows = await db.fetch(
+                """SELECT id FROM jobs WHERE finished_at < now() - make_interval(secs => $1)
+                   AND NOT EXISTS (SELECT FROM callbacks WHERE job_id = jobs.id AND callbacks.state = 'pending')""",
+                float(ttl_s),
+            )
+        return [JobId(str(row["id"])) for row in rows]
+
+    async def known(self, job_ids: Collection[JobId]) -> dict[JobId, JobState]:
+        keys = [key for job_id in job_ids if (key := key_of(job_id)) is not None]
+        async with connection(self._pool) as db:
+            rows = await db.fetch("SELECT id, state FROM jobs WHERE id = ANY ($1)", keys)
+        return {JobId(str(row["id"])): JobState(row["state"]) for row in rows}
+
+    async def _write(self, sql: str, *arguments: object) -> bool:
+        """Did it change the one row?"""
+        async with connection(self._pool) as db:
+            status: str = await db.execute(sql, *arguments)
+        return status.endswith(" 1")
+
+    async def _end(
+        self, old: JobState, new: JobState, where: str, arguments: tuple[uuid.UUID, ...] | Lease, **values: object
+    ) -> bool:
+        """State, result and the callback that is owed, in one transaction.
+
+        Called again after Unavailable it is True as well if the first call was committed after all.
+        """
+        check_move(old, new)
+        move = (arguments[0], new, arguments[2] if where == OURS else None)
+        with self._doubts.about(move):
+            return await self._end_once(new, where, arguments, values) or await self._was_made(move)
+
+    async def _end_once(
+        self, new: JobState, where: str, arguments: tuple[uuid.UUID, ...] | Lease, values: dict[str, object]
+    ) -> bool:
+        columns = "".join(f", {name} = ${len(arguments) + i}" for i, name in enumerate(values, start=2))
+        async with connection(self._pool) as db, db.transaction():
+            row = await db.fetchrow(
+                f"""UPDATE jobs SET state = ${len(arguments) + 1}, stage = NULL,
+                                    finished_at = clock_timestamp(){columns}
+                    WHERE {where} RETURNING {COLUMNS}""",
+                *arguments,
+                new.value,
+                *values.values(),
+            )
+            if row is None:
+                return False
+            job = job_of(row)
+            if job.callback_url is not None:
+                result = values.get("result")
+                await db.execute(
+                    "INSERT INTO callbacks (job_id, url, payload) VALUES ($1, $2, $3)",
+                    row["id"],
+                    job.callback_url,
+                    callback_payload(job, None if result is None else str(result)),
+                )
+        return True
+
+    async def _was_made(self, move: Move) -> bool:
+        """For a move in doubt: was it made the first time?"""
+        if move not in self._doubts:
+            return False
+        async with connection(self._pool) as db:
+            return bool(await db.fetchval(f"SELECT EXISTS (SELECT FROM jobs WHERE {MADE})", *move))
+
+
+def _lease(claim: Claim) -> Lease:
+    return uuid.UUID(claim.job_id), claim.attempt, uuid.UUID(claim.lease_token)

@@ -1,0 +1,48 @@
+-- Jobs, their results and the callbacks they owe.
+CREATE TABLE jobs (
+    id                  uuid PRIMARY KEY,
+    seq                 bigint GENERATED ALWAYS AS IDENTITY UNIQUE,  -- order of arrival
+    state               text NOT NULL CHECK (state IN ('queued', 'processing', 'completed', 'failed', 'cancelled')),
+    stage               text,
+    progress            real NOT NULL DEFAULT 0,
+    attempt             integer NOT NULL DEFAULT 0,
+    lease_token         uuid,               -- of the last attempt; every write of a worker compares it
+    worker_index        integer,
+    priority            smallint NOT NULL DEFAULT 0,
+    client              text,               -- which API key sent it; NULL: no keys configured
+    options             jsonb NOT NULL,
+    requested_language  text NOT NULL,
+    file_name           text NOT NULL,
+    file_size_bytes     bigint NOT NULL,
+    file_sha256         text NOT NULL,
+    duration_s          double precision,
+    callback_url        text,
+    metadata            json,               -- json, not jsonb: clients get their own text back
+    result              json,               -- the Transcript with times and GPU figures; json keeps the order of its keys
+    timings             jsonb NOT NULL DEFAULT '{}',
+    error_code          text,
+    error_message       text,
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    started_at          timestamptz,
+    finished_at         timestamptz,
+    cancel_requested_at timestamptz
+);
+CREATE INDEX jobs_queued ON jobs (priority DESC, seq) WHERE state = 'queued';
+CREATE INDEX jobs_processing ON jobs (id) WHERE state = 'processing';
+CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+
+-- The outbox: one row per job that owes a callback, written in the transaction that ends the job.
+CREATE TABLE callbacks (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id           uuid NOT NULL UNIQUE REFERENCES jobs ON DELETE CASCADE,
+    url              text NOT NULL,
+    payload          json NOT NULL,         -- without its `callback` member, which is said anew at each try
+    state            text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'dead')),
+    attempts         integer NOT NULL DEFAULT 0,
+    next_attempt_at  timestamptz NOT NULL DEFAULT now(),
+    last_status      integer,
+    last_error       text,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    delivered_at     timestamptz
+);
+CREATE INDEX callbacks_pending ON callbacks (next_attempt_at) WHERE state = 'pending';

@@ -1,0 +1,377 @@
+"""What only the engine that computes can be asked: checkpoints of every kind, abilities, sameness with whisper."""
+
+import os
+import pickle
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+
+from gpu_daemon.engine.base import ModelSpec
+from gpu_daemon.engine.checkpoint import Checkpoint, WatchedWhisper
+from gpu_daemon.engine.faults import guarded
+from gpu_daemon.engine.transcribe import WhisperEngine, create, listen
+from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
+from gpu_daemon.jobs.model import JobOptions
+from tests.runners import DEMO, SENTENCE, demo, silence, speech, spoken_at
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
+# The smallest thing that passes for a Whisper model.
+DIMENSIONS: dict[str, int] = {
+    "n_mels": 80,
+    "n_audio_ctx": 1500,
+    "n_audio_state": 12,
+    "n_audio_head": 6,
+    "n_audio_layer": 4,
+    "n_vocab": 51865,
+    "n_text_ctx": 448,
+    "n_text_state": 12,
+    "n_text_head": 6,
+    "n_text_layer": 4,
+}
+
+
+def nothing(fraction: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def engine() -> WhisperEngine:
+    engine = create("cpu", 0)
+    torch.set_num_threads(1)  # several would wait for each other by spinning
+    engine.load(demo(), nothing)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def model() -> WatchedWhisper:
+    return Checkpoint.open(demo()).build(CPU, nothing)
+
+
+Save = Callable[..., ModelSpec]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """A checkpoint of random numbers, of the tiny model's shape but for `dims`."""
+
+    def save(name: str = "random", *, official: str | None = None, **dims: int) -> ModelSpec:
+        torch.manual_seed(1)
+        dimensions = {**DIMENSIONS, **dims}
+        random = whisper.model.Whisper(whisper.model.ModelDimensions(**dimensions))
+        torch.nn.init.normal_(random.decoder.positional_embedding)  # whisper leaves it as the memory was
+        path = tmp_path / f"{name}.pt"
+        torch.save({"dims": dimensions, "model_state_dict": random.half().state_dict()}, path)
+        return ModelSpec(name=name, path=path, official=official)
+
+    return save
+
+
+def options(**given: object) -> JobOptions:
+    return JobOptions.model_validate({"model": "demo", **given})
+
+
+# What is heard.
+
+
+@pytest.mark.parametrize(
+    ("language", "voice", "sentence"),
+    [
+        ("en", "en-us", SENTENCE),
+        ("fr", "fr-fr", "Le chat noir regarde mon jardin."),
+        ("ru", "ru", "Старый доктор видит лес."),
+    ],
+)
+def test_a_sentence_is_understood_and_its_language_known(
+    engine: WhisperEngine, language: str, voice: str, sentence: str
+) -> None:
+    transcript = engine.transcribe(demo(), speech(sentence, voice), options(), nothing)
+    assert transcript.text == sentence
+    assert transcript.language == language
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["segments", "words"])
+def test_it_hears_what_whisper_itself_hears(engine: WhisperEngine, words: bool) -> None:
+    audio = spoken_at(0, 3, 30.2)
+    transcript = engine.transcribe(demo(), audio, options(word_timestamps=words, temperature=(0.0,)), nothing)
+    itself = whisper.load_model(str(DEMO), device="cpu").transcribe(
+        audio, word_timestamps=words, temperature=(0.0,), fp16=False
+    )
+    theirs = [segment for segment in itself["segments"] if segment["tokens"]]
+    assert transcript.language == itself["language"]
+    assert transcript.text == itself["text"].strip()
+    assert len(transcript.segments) == len(theirs) >= 3
+    for ours, their in zip(transcript.segments, theirs, strict=True):
+        assert list(ours.tokens) == their["tokens"]
+        assert (ours.start, ours.end, ours.seek) == (their["start"], their["end"], their["seek"])
+        assert ours.avg_logprob == pytest.approx(their["avg_logprob"], abs=1e-5)
+        assert ours.no_speech_prob == pytest.approx(their["no_speech_prob"], abs=1e-5)
+        assert [(word.word, word.start, word.end) for word in ours.words] == [
+            (word["word"], word["start"], word["end"]) for word in their.get("words", [])
+        ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"beam_size": 2},
+        {"temperature": (0.2,)},
+        {"condition_on_previous_text": False},
+        {"initial_prompt": "My friend is happy."},
+    ],
+)
+def test_options_are_taken(engine: WhisperEngine, given: dict[str, Any]) -> None:
+    transcript = engine.transcribe(demo(), speech(), options(**given), nothing)
+    assert "dog" in transcript.text
+    if "temperature" in given:
+        assert transcript.segments[0].temperature == 0.2
+
+
+def test_a_special_token_in_a_prompt_is_text(engine: WhisperEngine) -> None:
+    engine.transcribe(demo(), speech(), options(initial_prompt="<|endoftext|>"), nothing)
+
+
+@pytest.mark.parametrize("hotwords", ["dog", "dog cat king " * 200, " "])
+def test_hotwords_of_any_length(engine: WhisperEngine, hotwords: str) -> None:
+    engine.transcribe(demo(), speech(), options(hotwords=hotwords, initial_prompt="My friend is happy."), nothing)
+
+
+class Heard(list[list[int]]):
+    """The prompts of the windows, as the decoder got them."""
+
+    def watch(self, model: WatchedWhisper) -> "Heard":
+        def first_step(_: object, given: tuple[torch.Tensor, torch.Tensor]) -> None:
+            tokens = given[0]  # int64[n_batch, n_tokens]
+            if tokens.shape[1] > 1:
+                self.append(tokens[0].tolist())
+
+        self.handle = model.decoder.register_forward_pre_hook(first_step)
+        return self
+
+
+def test_hotwords_are_in_the_prompt_of_every_window_and_a_prompt_in_the_first_only(model: WatchedWhisper) -> None:
+    tokenizer = whisper.tokenizer.get_tokenizer(True)
+    word = tokenizer.encode(" zebra")
+    audio = spoken_at(0, 30.2)
+    contained = {}
+    for name in ("hotwords", "initial_prompt"):
+        prompts = Heard().watch(model)
+        given = options(language="en", temperature=(0.0,), condition_on_previous_text=False, **{name: "zebra"})
+        listen(model, audio, given, nothing)
+        prompts.handle.remove()
+        contained[name] = [prompt[1 : 1 + len(word)] == word for prompt in prompts]
+    assert len(contained["hotwords"]) >= 2
+    assert all(contained["hotwords"])
+    assert contained["initial_prompt"][0]
+    assert not any(contained["initial_prompt"][1:])
+
+
+def test_progress_counts_windows_that_are_skipped_as_silent(engine: WhisperEngine) -> None:
+    fractions: list[float] = []
+    engine.transcribe(demo(), np.concatenate([speech(), silence(120)]), options(), fractions.append)
+    steps = sorted(set(fractions))
+    assert len(steps) >= 5
+    assert max(later - earlier for earlier, later in pairwise(steps)) < 0.3
+
+
+def test_it_beats_many_times_in_a_window(engine: WhisperEngine) -> None:
+    beats: list[float] = []
+    engine.transcribe(demo(), speech(), options(), beats.append)
+    assert len(beats) > 10
+
+
+def test_an_alignment_that_is_stopped_leaves_nothing_behind(model: WatchedWhisper) -> None:
+    def hooks() -> int:
+        return sum(len(block.cross_attn._forward_hooks) for block in model.decoder.blocks)
+
+    def stop_in_alignment(fraction: float) -> None:
+        if hooks():
+            raise JobCancelled("the job was cancelled")
+
+    with pytest.raises(JobCancelled):
+        listen(model, speech(), options(word_timestamps=True), stop_in_alignment)
+    assert hooks() == 0
+
+
+# What a model can and cannot do.
+
+
+@pytest.mark.parametrize(
+    ("dims", "given", "code", "message"),
+    [
+        ({"n_vocab": 51864}, {"task": "translate"}, "task_not_supported", "cannot translate"),
+        ({"n_vocab": 51864}, {"language": "fr"}, "language_not_supported", "English only"),
+        ({}, {"language": "yue"}, "language_not_supported", "does not know the language yue"),
+        (
+            {"n_audio_layer": 32, "n_vocab": 51866},
+            {"task": "translate", "language": "fr"},
+            "task_not_supported",
+            "cannot translate",
+        ),
+    ],
+    ids=["english", "english language", "cantonese", "turbo"],
+)
+def test_what_a_model_cannot_do_is_said(
+    engine: WhisperEngine, save: Save, dims: dict[str, int], given: dict[str, Any], code: str, message: str
+) -> None:
+    spec = save(**dims)
+    engine.load(spec, nothing)
+    with pytest.raises(JobError, match=message) as caught:
+        engine.transcribe(spec, speech(), options(**given), nothing)
+    assert caught.value.code == code
+    engine.unload(spec.name)
+
+
+def test_english_to_a_model_of_english_is_fine(engine: WhisperEngine, save: Save) -> None:
+    spec = save(n_vocab=51864)
+    engine.load(spec, nothing)
+    transcript = engine.transcribe(spec, speech(), options(language="en", temperature=(0.0,)), nothing)
+    assert transcript.language == "en"
+    unnamed = engine.transcribe(spec, speech(), options(temperature=(0.0,)), nothing)
+    assert (unnamed.language, unnamed.language_probability) == ("en", None)
+    engine.unload(spec.name)
+
+
+def test_a_model_that_can_translate_does(engine: WhisperEngine) -> None:
+    given = options(task="translate", language="fr", temperature=(0.0,))
+    engine.transcribe(demo(), speech("Le chat noir regarde mon jardin.", "fr-fr"), given, nothing)
+
+
+# Checkpoints.
+
+
+def test_official_checkpoints_get_their_alignment_heads(save: Save) -> None:
+    """Upstream's load_model loses them when it is given a path."""
+    with_heads = Checkpoint.open(save("tiny", official="tiny")).build(CPU, nothing)
+    expected = whisper.model.Whisper(whisper.model.ModelDimensions(**DIMENSIONS))
+    expected.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny"])
+    assert torch.equal(with_heads.alignment_heads.to_dense(), expected.alignment_heads.to_dense())
+    without = Checkpoint.open(save("local")).build(CPU, nothing)
+    assert not torch.equal(without.alignment_heads.to_dense(), expected.alignment_heads.to_dense())
+
+
+def test_a_checkpoint_of_the_old_format_is_read_as_well(save: Save, tmp_path: Path) -> None:
+    new = save()
+    old = ModelSpec(name="old", path=tmp_path / "old.pt", official=None)
+    torch.save(torch.load(new.path, weights_only=True), old.path, _use_new_zipfile_serialization=False)
+    expected = Checkpoint.open(new).build(CPU, nothing).state_dict()
+    for name, tensor in Checkpoint.open(old).build(CPU, nothing).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_another_file_under_the_same_name_replaces_the_model(engine: WhisperEngine, save: Save) -> None:
+    engine.load(save("same"), nothing)
+    before = {model.name: model.size_bytes for model in engine.loaded()}
+    other = save("other", n_audio_layer=5).path
+    engine.load(ModelSpec(name="same", path=other, official=None), nothing)
+    after = {model.name: model.size_bytes for model in engine.loaded()}
+    assert after["same"] > before["same"]
+    engine.unload("same")
+
+
+def _not_whisper(path: Path, _: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def _list(path: Path, _: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def _empty(path: Path, _: Path) -> None:
+    path.touch()
+
+
+def _truncated(path: Path, good: Path) -> None:
+    path.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+
+
+def _tensor_missing(path: Path, good: Path) -> None:
+    content = torch.load(good, weights_only=True)
+    del content["model_state_dict"]["decoder.ln.weight"]
+    torch.save(content, path)
+
+
+def _wrong_shape(path: Path, good: Path) -> None:
+    content = torch.load(good, weights_only=True)
+    torch.save({**content, "dims": {**content["dims"], "n_text_state": 24}}, path)
+
+
+def _strange_dimension(path: Path, good: Path) -> None:
+    content = torch.load(good, weights_only=True)
+    torch.save({**content, "dims": {**content["dims"], "n_moods": 7}}, path)
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch /tmp/gpu_daemon_was_attacked",)
+
+
+def _code(path: Path, _: Path) -> None:
+    path.write_bytes(pickle.dumps({"dims": _Code(), "model_state_dict": {}}, protocol=2))
+
+
+@pytest.mark.parametrize(
+    "spoil", [_not_whisper, _list, _empty, _truncated, _tensor_missing, _wrong_shape, _strange_dimension, _code]
+)
+def test_a_file_that_is_no_whisper_checkpoint_is_refused(
+    save: Save, tmp_path: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    spec = ModelSpec(name="bad", path=tmp_path / "bad.pt", official=None)
+    spoil(spec.path, save().path)
+    with pytest.raises(JobError, match="the file of the model bad is not a Whisper checkpoint") as caught:
+        Checkpoint.open(spec).build(CPU, nothing)
+    assert caught.value.code == "bad_checkpoint"
+    assert not Path("/tmp/gpu_daemon_was_attacked").exists()
+
+
+def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="is gone") as caught:
+        Checkpoint.open(ModelSpec(name="lost", path=tmp_path / "lost.pt", official=None))
+    assert caught.value.code == "model_unavailable"
+
+
+# Errors of the device.
+
+
+def test_too_little_memory_is_released_and_may_be_tried_again() -> None:
+    released = []
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with pytest.raises(JobError) as caught:
+        guarded(work, lambda: released.append(True))
+    assert (caught.value.code, caught.value.retryable) == ("gpu_oom", True)
+    assert released == [True]
+    assert caught.value.__context__ is None, "the traceback would keep the tensors"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "HIP error: the operation cannot be performed in the present state",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_an_error_that_sticks_costs_the_process(message: str) -> None:
+    def work() -> None:
+        raise RuntimeError(message)
+
+    with pytest.raises(DeviceLost) as caught:
+        guarded(work, lambda: None)
+    assert caught.value.retryable
+
+
+def test_any_other_error_stays_what_it_is() -> None:
+    def work() -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        guarded(work, lambda: None)

@@ -1,0 +1,142 @@
+"""The commands as a shell sees them: standard output, standard error, exit status."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpu_daemon.database.pool import ConnectionParameters
+from gpu_daemon.settings import Settings
+from tests.running import FAKE_ENGINE, ROOT, running_daemon
+from tests.speech import conversation, write
+
+SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    status: int
+    stdout: str
+    stderr: str
+
+
+async def start(*arguments: str | Path, cwd: Path, **settings: str) -> asyncio.subprocess.Process:
+    clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gpu_daemon", *map(str, arguments)),
+        env=clean | {"PYTHONPATH": str(ROOT)} | settings,
+        cwd=cwd,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def ended(process: asyncio.subprocess.Process, timeout_s: float = 60) -> Ended:
+    stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)
+    assert process.returncode is not None
+    return Ended(process.returncode, stdout.decode(), stderr.decode())
+
+
+async def command(*arguments: str | Path, cwd: Path, **settings: str) -> Ended:
+    return await ended(await start(*arguments, cwd=cwd, **settings))
+
+
+async def test_submit_and_models(tmp_path: Path, database: ConnectionParameters) -> None:
+    talk = write(conversation("en", 500_801, 1), tmp_path / "talk.wav", "wav")
+    other = write(conversation("en", 500_802, 1), tmp_path / "other.wav", "wav")
+    text = tmp_path / "notes.mp3"
+    text.write_text("not audio")
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE) as daemon:
+        at = {"GPU_DAEMON_URL": daemon.url}
+
+        sent = await command("submit", talk, cwd=tmp_path, **at)
+        assert sent.status == 0, sent.stderr
+        job = await daemon.finished(sent.stdout.strip())
+        assert job["status"] == "completed"
+        assert job["file_name"] == "talk.wav"
+
+        shown = await command("submit", talk, "--wait", "--language", "English", cwd=tmp_path, **at)
+        assert shown.status == 0, shown.stderr
+        assert shown.stdout.strip() == job["result"]["text"] != ""
+        assert shown.stderr.splitlines()[0] == f"{talk}: uploading"
+        assert shown.stderr.splitlines()[-1] == f"{talk}: completed"
+
+        (tmp_path / "out").mkdir()
+        several = await command(
+            *("submit", talk, text, other, "--format", "srt", "--output", tmp_path / "out"), cwd=tmp_path, **at
+        )
+        assert several.status == 1, "one of the files is no audio"
+        assert several.stdout == ""
+        assert f"{text}: refused: " in several.stderr
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"talk.srt", "other.srt"}
+        assert (tmp_path / "out" / "talk.srt").read_text().startswith("1\n00:00:00,")
+
+        refused = await command("submit", talk, "--model", "nonesuch", "--wait", cwd=tmp_path, **at)
+        assert (refused.status, refused.stdout) == (1, "")
+        assert "nonesuch" in refused.stderr
+
+        listed = await command("models", cwd=tmp_path, **at)
+        assert listed.status == 0, listed.stderr
+        assert listed.stdout.splitlines()[1].split()[:3] == ["demo", "file", "ready"]
+
+
+async def test_an_interrupted_wait_leaves_the_job_alone(tmp_path: Path, database: ConnectionParameters) -> None:
+    talk = write(conversation("en", 500_803, 1), tmp_path / "talk.wav", "wav")
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, DRAIN_TIMEOUT_S="0") as daemon:
+        await daemon.submit(talk, prompt="fake:hang")
+        waiting = await start("submit", talk, "--wait", "--url", daemon.url, cwd=tmp_path)
+        assert waiting.stderr is not None
+        async with asyncio.timeout(30):
+            while b"waiting" not in await waiting.stderr.readline():
+                pass
+        waiting.send_signal(signal.SIGINT)
+        interrupted = await ended(waiting)
+        assert interrupted.status == 130
+        assert interrupted.stderr.splitlines()[-1] == "interrupted; jobs that were accepted go on"
+        assert len((await daemon.json("/queue"))["queued"]) == 1
+
+
+async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    (tmp_path / "talk.wav").write_bytes(b"RIFF")
+    for arguments in (("models",), ("submit", "talk.wav")):
+        failed = await command(*arguments, "--url", url, cwd=tmp_path)
+        assert (failed.status, failed.stdout) == (1, "")
+        assert failed.stderr.splitlines()[-1].startswith(f"no daemon answers at {url}: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("submit",),
+        ("submit", "nowhere.wav"),
+        ("submit", "a.wav", "--format", "docx"),
+        ("submit", "a.wav", "b.wav", "--output", "one.srt"),
+        ("transcribe",),
+    ],
+)
+async def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    wrong = await command(*arguments, cwd=tmp_path)
+    assert (wrong.status, wrong.stdout) == (2, "")
+    assert "Usage: gpu_daemon" in wrong.stderr
+
+
+async def test_serve_says_in_plain_words_why_it_does_not_start(tmp_path: Path) -> None:
+    wrong = await command("serve", cwd=tmp_path, MAX_QUEUE="many", DEVICES="tpu")
+    assert (wrong.status, wrong.stdout) == (1, "")
+    assert "MAX_QUEUE: " in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = await command("serve", cwd=tmp_path, HOST="127.0.0.1", PORT=str(port), DATA_DIR=str(tmp_path / "data"))
+    assert busy.status == 1
+    assert busy.stderr.startswith(f"PORT: cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert len(busy.stderr.splitlines()) == 1

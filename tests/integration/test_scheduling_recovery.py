@@ -1,0 +1,88 @@
+from pathlib import Path
+
+from gpu_daemon.database.pool import Pool
+from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.state import JobState
+from gpu_daemon.scheduling.preparation import DECODED_NAME
+from gpu_daemon.scheduling.recovery import recover
+from gpu_daemon.scheduling.retention import Retention
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.jobs import JobStore
+from tests.new_jobs import new_job, store_audio
+
+
+def settings(tmp_path: Path, **changes: int) -> Settings:
+    made = Settings(_env_file=None, data_dir=tmp_path, **changes)  # type: ignore[arg-type]
+    made.jobs_dir.mkdir(exist_ok=True)
+    return made
+
+
+async def state(jobs: JobStore, job_id: JobId) -> JobState | None:
+    job = await jobs.get(job_id)
+    return None if job is None else job.state
+
+
+async def test_rows_and_files_are_brought_back_together(tmp_path: Path, pool: Pool) -> None:
+    jobs, now = JobStore(pool), settings(tmp_path)
+    waiting, running, poison, without_file, ended = [new_job(callback_url="http://127.0.0.1:9/x") for _ in range(5)]
+    for job in (waiting, running, poison, without_file, ended):
+        await jobs.insert(job)
+    for job in (waiting, running, poison, ended):
+        store_audio(now.jobs_dir, job.id)
+    await jobs.claim(running.id, 0)
+    for attempt in range(1, 4):
+        claimed = await jobs.claim(poison.id, 0)
+        assert claimed is not None
+        if attempt < 3:
+            await jobs.requeue(claimed[0], charge=True)
+    claimed = await jobs.claim(ended.id, 0)
+    assert claimed is not None
+    await jobs.complete(claimed[0], b"{}", {})
+    orphan = now.jobs_dir / "5e857616-3f0a-4f2a-aa2f-9df1a2748f4e"
+    orphan.mkdir()
+    half_decoded = now.jobs_dir / waiting.id / DECODED_NAME
+    half_decoded.write_bytes(b"00")
+
+    queued = await recover(jobs, now)
+
+    assert [job.id for job in queued] == [waiting.id, running.id]
+    assert [job.attempt for job in queued] == [0, 1]
+    assert await state(jobs, poison.id) is JobState.FAILED
+    assert await state(jobs, without_file.id) is JobState.FAILED
+    assert await state(jobs, ended.id) is JobState.COMPLETED
+    assert {path.name for path in now.jobs_dir.iterdir()} == {waiting.id, running.id}
+    assert not half_decoded.exists()
+    owed = await pool.fetch("SELECT job_id::text FROM callbacks")
+    assert {row["job_id"] for row in owed} == {poison.id, without_file.id, ended.id}
+
+
+async def test_a_cancel_that_was_asked_for_is_not_forgotten(tmp_path: Path, pool: Pool) -> None:
+    jobs, now = JobStore(pool), settings(tmp_path)
+    job = new_job()
+    await jobs.insert(job)
+    store_audio(now.jobs_dir, job.id)
+    await jobs.claim(job.id, 0)
+    await jobs.request_cancel(job.id)
+    assert await recover(jobs, now) == []
+    assert await state(jobs, job.id) is JobState.CANCELLED
+
+
+async def test_results_and_audio_are_forgotten_in_time(tmp_path: Path, pool: Pool) -> None:
+    jobs, now = JobStore(pool), settings(tmp_path, result_ttl_s=100, audio_ttl_s=10)
+    old, recent, owing, waiting = new_job(), new_job(), new_job(callback_url="http://127.0.0.1:9/x"), new_job()
+    for job in (old, recent, owing, waiting):
+        await jobs.insert(job)
+        store_audio(now.jobs_dir, job.id)
+    for job in (old, recent, owing):
+        claimed = await jobs.claim(job.id, 0)
+        assert claimed is not None
+        await jobs.complete(claimed[0], b"{}", {})
+    await pool.execute("UPDATE jobs SET finished_at = now() - interval '101 s' WHERE id = ANY ($1)", [old.id, owing.id])
+    await pool.execute("UPDATE jobs SET finished_at = now() - interval '11 s' WHERE id = $1", recent.id)
+
+    await Retention(now, jobs).sweep()
+
+    assert await jobs.get(old.id) is None
+    assert await state(jobs, owing.id) is JobState.COMPLETED  # its callback is still owed
+    assert await state(jobs, recent.id) is JobState.COMPLETED
+    assert {path.name for path in now.jobs_dir.iterdir()} == {owing.id, waiting.id}

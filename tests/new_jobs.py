@@ -1,0 +1,33 @@
+"""Jobs for tests that need no upload."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gpu_daemon.jobs.model import JobId, JobOptions, NewJob
+from gpu_daemon.scheduling.preparation import SOURCE_NAME
+
+
+def new_job(**changes: Any) -> NewJob:
+    values: dict[str, Any] = {
+        "id": JobId(str(uuid.uuid4())),
+        "options": JobOptions(model="demo"),
+        "requested_language": "auto",
+        "priority": 0,
+        "client": None,
+        "file_name": "talk.wav",
+        "file_size_bytes": 5,
+        "file_sha256": "0" * 64,
+        "duration_s": 1.0,
+        "callback_url": None,
+        "metadata": None,
+    }
+    return NewJob(**values | changes)
+
+
+def store_audio(jobs_dir: Path, job_id: JobId) -> Path:
+    """A directory as an upload leaves it."""
+    directory = jobs_dir / job_id
+    directory.mkdir(parents=True)
+    (directory / SOURCE_NAME).write_bytes(b"audio")
+    return directory

@@ -1,0 +1,103 @@
+"""What tests of engines and runners share: the demo model, something to hear, ways to wait."""
+
+import asyncio
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import gpu_daemon
+from gpu_daemon.engine.base import Audio, ModelSpec
+from gpu_daemon.gpu.detect import Device
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobId, JobOptions
+from gpu_daemon.jobs.state import Stage
+from gpu_daemon.runner.process import Completed, Runner
+from gpu_daemon.runner.protocol import Run
+from tests.espeak_whisper.corpus import speak
+
+CPU = Device(kind="cpu", index=0, name="CPU", uuid=None)
+DEMO = Path(gpu_daemon.__file__).parent / "demo" / "espeak-whisper.pt"
+LIMIT_S = 20.0
+SENTENCE = "The black dog sees the young doctor."
+
+
+def demo(name: str = "demo") -> ModelSpec:
+    return ModelSpec(name=name, path=DEMO, official=None)
+
+
+@cache
+def speech(text: str = SENTENCE, voice: str = "en-us") -> Audio:
+    said: Audio = speak(text, voice, 150, 50)
+    return said
+
+
+def silence(seconds: float) -> Audio:
+    return np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32)
+
+
+def spoken_at(*starts_s: float) -> Audio:
+    """The sentence, starting at each of these times, and silence around."""
+    audio = silence(starts_s[-1] + len(speech()) / SAMPLE_RATE_HZ + 0.5)
+    for start_s in starts_s:
+        first = int(start_s * SAMPLE_RATE_HZ)
+        audio[first : first + len(speech())] = speech()
+    return audio
+
+
+def pcm(audio: Audio) -> bytes:
+    return (audio * 32767).astype("<i2").tobytes()
+
+
+def run_of(
+    audio_path: Path, job_id: str = "job-1", *, model: str = "demo", skip_samples: int = 0, **options: object
+) -> Run:
+    return Run(
+        job_id=JobId(job_id),
+        model=demo(model),
+        audio_path=audio_path,
+        skip_samples=skip_samples,
+        options=JobOptions.model_validate({"model": model, **options}),
+    )
+
+
+async def started(runner: Runner, run: Run) -> "asyncio.Task[Completed]":
+    """The job, once the engine is at work on it."""
+    watcher = Watcher()
+    job = asyncio.create_task(runner.run(run, watcher))
+    await watcher.reach(Stage.TRANSCRIBING)
+    return job
+
+
+class Watcher:
+    """What a job reported, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Stage, float]] = []
+        self._more = asyncio.Event()
+
+    def __call__(self, stage: Stage, fraction: float) -> None:
+        self.seen.append((stage, fraction))
+        self._more.set()
+
+    async def reach(self, stage: Stage) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not any(seen == stage for seen, _ in self.seen):
+                self._more.clear()
+                await self._more.wait()
+
+
+def ignore(stage: Stage, fraction: float) -> None:
+    pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def gone(pid: int) -> None:
+    """Returns when the process has ended. A zombie has: who inherited it may reap it late."""
+    stat = Path(f"/proc/{pid}/stat")
+    await until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z")

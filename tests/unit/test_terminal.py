@@ -1,0 +1,120 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from gpu_daemon.client import JobView, ModelView
+from gpu_daemon.terminal import JobDisplay, model_table
+
+MB = 1024 * 1024
+
+
+def job(
+    status: str,
+    *,
+    stage: str | None = None,
+    progress: float = 0.0,
+    queue_position: int | None = None,
+    error_message: str | None = None,
+) -> JobView:
+    return JobView(
+        job_id="7",
+        status=status,
+        stage=stage,
+        progress=progress,
+        queue_position=queue_position,
+        error_code=None,
+        error_message=error_message,
+        json={},
+    )
+
+
+def model(
+    *,
+    enabled: bool = True,
+    state: str = "ready",
+    size_bytes: int | None = None,
+    done_bytes: int = 0,
+    rate_bytes_per_s: float | None = None,
+    error: str | None = None,
+) -> ModelView:
+    return ModelView(
+        name="base",
+        source="whisper",
+        enabled=enabled,
+        state=state,
+        size_bytes=size_bytes,
+        done_bytes=done_bytes,
+        rate_bytes_per_s=rate_bytes_per_s,
+        error=error,
+    )
+
+
+def test_without_a_terminal_each_step_is_a_line_and_said_once() -> None:
+    out = io.StringIO()
+    with JobDisplay(Console(file=out, width=40)) as display:
+        for sent_bytes in (0, MB, 2 * MB):
+            display.upload("talk [1].mp3", sent_bytes, 2 * MB)
+        display.job("talk [1].mp3", job("queued", queue_position=2))
+        display.job("talk [1].mp3", job("processing", stage="transcribing", progress=10))
+        display.job("talk [1].mp3", job("processing", stage="transcribing", progress=60))
+        display.job("talk [1].mp3", job("completed", progress=100))
+    assert out.getvalue().splitlines() == [
+        "talk [1].mp3: uploading",
+        "talk [1].mp3: waiting behind 2",
+        "talk [1].mp3: transcribing",
+        "talk [1].mp3: completed",
+    ]
+
+
+def test_on_a_terminal_there_are_bars() -> None:
+    out = io.StringIO()
+    with JobDisplay(Console(file=out, force_terminal=True, width=100, color_system=None)) as display:
+        display.upload("talk.mp3", MB, 2 * MB)
+        display.job("talk.mp3", job("processing", stage="transcribing", progress=60))
+    assert re.search(r"talk\.mp3 ━.* 60 % transcribing", out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (job("queued", queue_position=0), "waiting, next in line"),
+        (job("queued"), "waiting"),
+        (job("processing"), "processing"),
+        (job("cancelled"), "cancelled"),
+        (job("failed", error_message="the audio has no sound"), "failed: the audio has no sound"),
+    ],
+)
+def test_a_job_in_words(seen: JobView, said: str) -> None:
+    out = io.StringIO()
+    JobDisplay(Console(file=out)).job("a", seen)
+    assert out.getvalue() == f"a: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (model(state="ready", size_bytes=145 * MB, done_bytes=145 * MB), "━━━━━━━━━━━━━━━━ 145 of 145 MB"),
+        (
+            model(state="downloading", size_bytes=100 * MB, done_bytes=50 * MB, rate_bytes_per_s=5 * MB),
+            "━━━━━━━━──────── 50 of 100 MB  5.0 MB/s, 10 s to go",
+        ),
+        (model(state="downloading", done_bytes=50 * MB, rate_bytes_per_s=5 * MB), "50 MB 5.0 MB/s"),
+        (
+            model(state="failed", error="[Errno 113] no route to host; next try in 8 s"),
+            "[Errno 113] no route to host; next try in 8 s",
+        ),
+    ],
+)
+def test_a_model_with_its_bytes(seen: ModelView, said: str) -> None:
+    out = io.StringIO()
+    Console(file=out, width=120).print(model_table([seen]))
+    row = " ".join(out.getvalue().splitlines()[1].split())
+    assert row == " ".join(f"base whisper {seen.state} {said}".split())
+
+
+def test_a_disabled_model_has_no_bar() -> None:
+    out = io.StringIO()
+    Console(file=out, width=120).print(model_table([model(enabled=False, state="disabled", size_bytes=MB)]))
+    assert out.getvalue().splitlines()[1].split() == ["base", "whisper", "disabled"]

@@ -1,0 +1,159 @@
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_daemon.transcript.formats import Format, parse_result, render
+from gpu_daemon.transcript.model import Segment, Transcript, Word
+
+
+def segment(id_: int, start: float, end: float, text: str, *words: tuple[str, float, float]) -> Segment:
+    return Segment(
+        id=id_,
+        start=start,
+        end=end,
+        text=text,
+        confidence=0.9,
+        avg_logprob=-0.1,
+        no_speech_prob=0.01,
+        compression_ratio=1.1,
+        temperature=0.0,
+        seek=0,
+        tokens=(50364, 440),
+        words=tuple(Word(word=word, start=from_s, end=to_s, confidence=0.9) for word, from_s, to_s in words),
+    )
+
+
+def transcript(*segments: Segment) -> Transcript:
+    return Transcript(
+        text="".join(one.text for one in segments),
+        language="en",
+        language_probability=0.98,
+        duration=400_000.0,
+        model="demo",
+        token_count=2 * len(segments),
+        segments=segments,
+    )
+
+
+TWO = transcript(segment(0, 0.0, 5.2, " Good morning."), segment(1, 3661.5, 3662.0415, " It's <b>me</b> & you."))
+
+GOLDEN = {
+    Format.JSON: '{"text": "Good morning. It\'s <b>me</b> & you."}',
+    Format.TEXT: "Good morning. It's <b>me</b> & you.\n",
+    Format.SRT: (
+        "1\n00:00:00,000 --> 00:00:05,200\nGood morning.\n\n2\n01:01:01,500 --> 01:01:02,042\nIt's <b>me</b> & you.\n\n"
+    ),
+    Format.VTT: (
+        "WEBVTT\n\n00:00.000 --> 00:05.200\nGood morning.\n\n"
+        "01:01:01.500 --> 01:01:02.042\nIt's &lt;b&gt;me&lt;/b&gt; &amp; you.\n\n"
+    ),
+    Format.TSV: "start\tend\ttext\n0\t5200\tGood morning.\n3661500\t3662042\tIt's <b>me</b> & you.\n",
+}
+
+
+@pytest.mark.parametrize("format", GOLDEN)
+def test_golden(format: Format) -> None:
+    assert render(format, TWO) == GOLDEN[format]
+
+
+def test_verbose_json_is_everything() -> None:
+    assert Transcript.model_validate_json(render(Format.VERBOSE_JSON, TWO)) == TWO
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        (Format.JSON, '{"text": ""}'),
+        (Format.TEXT, ""),
+        (Format.SRT, ""),
+        (Format.VTT, "WEBVTT\n\n"),
+        (Format.TSV, "start\tend\ttext\n"),
+    ],
+)
+def test_nothing_said(format: Format, expected: str) -> None:
+    assert render(format, transcript()) == expected
+    assert render(format, transcript(segment(0, 0.0, 1.0, "  "))) == expected
+
+
+def test_more_than_99_hours() -> None:
+    late = transcript(segment(0, 100 * 3600.0, 100 * 3600 + 1.0, " late"))
+    assert "100:00:00,000 --> 100:00:01,000" in render(Format.SRT, late)
+    assert "100:00:00.000 --> 100:00:01.000" in render(Format.VTT, late)
+
+
+def test_rounding_carries_into_the_minutes() -> None:
+    assert "00:00:59,999 --> 00:01:00,000" in render(Format.SRT, transcript(segment(0, 59.9994, 59.9996, " x")))
+
+
+def test_a_text_cannot_end_its_cue_or_make_another() -> None:
+    tricky = transcript(segment(0, 0.0, 1.0, " a\n\n2\n00:00:00,000 --> 00:00:09,000\tb\r\n\u2028c"))
+    cue = render(Format.SRT, tricky)
+    assert cue.count("-->") == 1
+    assert cue.endswith("\n\n")
+    assert cue.count("\n\n") == 1
+    assert render(Format.VTT, tricky).count("-->") == 1
+    assert len(render(Format.TSV, tricky).splitlines()) == 2
+    assert render(Format.TSV, tricky).splitlines()[1].count("\t") == 2
+
+
+def test_with_word_times_a_cue_spans_its_words() -> None:
+    spoken = transcript(segment(0, 0.0, 30.0, " Good morning.", (" Good", 1.0, 1.25), (" morning.", 1.25, 2.0)))
+    assert render(Format.SRT, spoken) == "1\n00:00:01,000 --> 00:00:02,000\nGood morning.\n\n"
+
+
+def test_a_stored_result_gives_its_transcript_back() -> None:
+    stored = TWO.model_dump_json()[:-1] + ', "queue_time_s": 0.2, "timings": {"loading": 1}, "gpu": {"index": 0}}'
+    assert parse_result(stored) == TWO
+
+
+plain_text = st.text(st.characters(categories=["L", "N", "Zs", "P"], exclude_characters="&<>"), max_size=40)
+times = st.floats(0, 500_000, allow_nan=False).map(lambda seconds: round(seconds, 3))
+
+
+@st.composite
+def transcripts(draw: st.DrawFn, text: st.SearchStrategy[str]) -> Transcript:
+    spans = draw(st.lists(st.tuples(times, times, text), max_size=6))
+    return transcript(*(segment(i, min(a, b), max(a, b), said) for i, (a, b, said) in enumerate(spans)))
+
+
+@given(transcripts(plain_text.filter(lambda text: "-->" not in text and text.strip() != "")))
+def test_subtitles_are_the_ones_whisper_writes(spoken: Transcript) -> None:
+    utils: Any = pytest.importorskip("whisper.utils")
+    result = {"segments": [one.model_dump(exclude={"words"}) for one in spoken.segments]}
+    for format in (Format.SRT, Format.VTT, Format.TSV):
+        file = io.StringIO()
+        utils.get_writer(format.value, ".").write_result(result, file)
+        assert render(format, spoken) == file.getvalue()
+
+
+def test_subtitles_with_words_are_the_ones_whisper_writes() -> None:
+    utils: Any = pytest.importorskip("whisper.utils")
+    spoken = transcript(
+        segment(0, 0.5, 2.0, " Good morning.", (" Good", 0.5, 1.0), (" morning.", 1.0, 2.0)),
+        segment(1, 62.0, 65.0, " It's me.", (" It's", 62.1, 63.0), (" me.", 63.0, 64.9)),
+    )
+    for format in (Format.SRT, Format.VTT):
+        file = io.StringIO()
+        utils.get_writer(format.value, ".").write_result(json.loads(spoken.model_dump_json()), file)
+        assert render(format, spoken) == file.getvalue()
+
+
+@given(transcripts(st.text(max_size=60)))
+def test_any_text_keeps_the_shape_of_its_file(spoken: Transcript) -> None:
+    heard = [one for one in spoken.segments if one.text.strip()]
+    blocks = render(Format.SRT, spoken).split("\n\n")
+    assert blocks.pop() == ""
+    assert len(blocks) == len(heard)
+    for number, block in enumerate(blocks, start=1):
+        index, times_line, text = block.split("\n", 2)
+        assert index == str(number)
+        assert re.fullmatch(r"\d{2,}:\d\d:\d\d,\d{3} --> \d{2,}:\d\d:\d\d,\d{3}", times_line)
+        assert "\n" not in text
+        assert "-->" not in text
+    assert render(Format.VTT, spoken).count("-->") == len(heard)
+    assert len(render(Format.TSV, spoken).split("\n")) == len(heard) + 2
