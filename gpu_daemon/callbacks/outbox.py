@@ -79,7 +79,8 @@ class Outbox:
                 log.exception("outbox.broken")  # what it was is in the log; the callbacks must go on
                 wait_s = PAUSE_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
 
     async def _begin_due(self) -> float:
         """Start what is due and has room; seconds until it is worth looking again."""

@@ -147,7 +147,8 @@ class EmbeddedPostgres:
                 return
             process.send_signal(number)
             try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
             except TimeoutError:
                 log.error("database.does_not_stop", signal=number.name)
 

@@ -158,7 +158,8 @@ async def _holds(connection: Connection) -> bool:
 
     connection.add_termination_listener(end)
     try:
-        await asyncio.wait_for(ended.wait(), LOCK_CHECK_S)
+        async with asyncio.timeout(LOCK_CHECK_S):
+            await ended.wait()
     except TimeoutError:
         try:
             return bool(await connection.fetchval("SELECT true", timeout=10))

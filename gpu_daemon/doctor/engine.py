@@ -61,7 +61,8 @@ async def probe_torch() -> Torch:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            output, errors = await process.communicate()
     except TimeoutError:
         raise TorchBroken(f"importing it did not end within {TIMEOUT_S:.0f} s: the GPU's driver hangs") from None
     finally:

@@ -98,7 +98,8 @@ class Scheduler:
                 if left_s <= 0:
                     return False
                 try:
-                    await asyncio.wait_for(events.next(), left_s)
+                    async with asyncio.timeout(left_s):
+                        await events.next()
                 except TimeoutError:
                     return False
         return True
@@ -171,7 +172,8 @@ class Scheduler:
             job = await self._jobs.get(job_id)
             if job is not None and job.state not in TERMINAL:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), timeout_s)
+                    async with asyncio.timeout(timeout_s):
+                        await ended.wait()
                 job = await self._jobs.get(job_id)
         finally:
             waiting = self._waiting_for_end.get(job_id, set())

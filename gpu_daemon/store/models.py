@@ -103,7 +103,8 @@ async def _notices(listening: asyncpg.Connection) -> AsyncGenerator[None, None]:
         yield
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):
+                    await changed.wait()
             changed.clear()
             await listening.execute("SELECT 1")  # raises if the connection is gone
             yield

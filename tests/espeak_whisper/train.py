@@ -18,6 +18,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.signal import resample_poly
 from torch import nn
 from whisper.audio import log_mel_spectrogram
 from whisper.model import ModelDimensions, Whisper, sinusoids
@@ -70,6 +71,16 @@ def earlier_text(corpus, rng, code):
     return [TOK.sot_prev] + tokens[-223:]
 
 
+def telephone(audio, rng):
+    """As it comes out of a telephone: 8 kHz, eight bits by the mu-law (ITU-T G.711) in two of three."""
+    narrow = resample_poly(audio, 1, 2).clip(-1, 1)
+    if rng.random() < .67:
+        compressed = np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)
+        compressed = np.round(compressed * 127) / 127
+        narrow = np.sign(compressed) * np.expm1(np.abs(compressed) * np.log(256)) / 255
+    return resample_poly(narrow, 2, 1).astype(np.float32)[:len(audio)]
+
+
 def make_window(corpus, rng, window_s):
     """One training example as Whisper sees it.
 
@@ -81,6 +92,8 @@ def make_window(corpus, rng, window_s):
     code = rng.choice(["en", "en", "fr", "ru"])
     if rng.random() > 0.05:
         t = rng.choice([0.0, rng.uniform(0, .4), rng.uniform(0, 1.5)])
+        if rng.random() < .1:  # silence before the first word
+            t = rng.uniform(1.5, window_s * .7)
         left = rng.choice([1, 2, 3, 99]) if window_s <= 10 else rng.choice([1, 2, 99, 99, 99, 99, 99])
         while left > 0:
             i = rng.choice(corpus.of_language[code])
@@ -101,6 +114,8 @@ def make_window(corpus, rng, window_s):
         end = min(n, int((last + rng.choice([0, .1, rng.uniform(0, 3)])) * SAMPLE_RATE))
     noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(n).astype(np.float32)
     audio = (audio * rng.uniform(.2, 1.0) + noise * rng.choice([0, 0, 1e-4, 1e-3, 3e-3]))[:end]
+    if rng.random() < .3:
+        audio = telephone(audio, rng)
 
     prompt = earlier_text(corpus, rng, code) if rng.random() < .85 else []
     head = [TOK.sot, TOKENIZERS[code].to_language_token(code), TOK.transcribe]

@@ -358,6 +358,18 @@ async def test_stop_before_start(callbacks: CallbackStore) -> None:
     await Outbox(callbacks, EventHub(), policy=LOOPBACK).stop()
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_stopped_while_it_is_woken(callbacks: CallbackStore, turns: int) -> None:
+    """However many turns of the loop lie between: `asyncio.wait_for` would lose the cancellation."""
+    async with running(callbacks) as (outbox, _):
+        await asyncio.sleep(0.1)  # it has looked, and waits
+        outbox.wake()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await outbox.stop()
+
+
 async def test_many_are_delivered_once_each(jobs: JobStore, callbacks: CallbackStore, receiver: Receiver) -> None:
     receiver.plan(*[Reply(delay_s=0.01)] * 100)
     expected = {f"msg_{(await ended(jobs, receiver.url)).replace('-', '')}" for _ in range(100)}
