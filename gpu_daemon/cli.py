@@ -1,6 +1,7 @@
 """The commands. What is heavy is imported by the command that needs it: `submit` must not wait for a web framework."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,13 +42,14 @@ def serve() -> None:
     """Run the daemon until SIGTERM or Ctrl-C. Its settings come from the environment and .env."""
     import uvloop
 
-    from gpu_daemon import daemon
+    from gpu_daemon import daemon, faultpoints
     from gpu_daemon.logs import configure
     from gpu_daemon.settings import load_settings
 
     try:
         settings = load_settings()
         configure(settings.log_level, settings.log_format)
+        faultpoints.arm(os.environ.get(faultpoints.VARIABLE))
         status = uvloop.run(daemon.serve(settings))
     except StartupError as error:
         _give_up(error.message)

@@ -14,6 +14,7 @@ from gpu_daemon.api.uploads import UploadLimits, in_thread, receive_upload, sync
 from gpu_daemon.audio.probe import AudioInfo, probe
 from gpu_daemon.callbacks.target import literal
 from gpu_daemon.errors import InvalidRequest, TooLarge
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId, NewJob
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
@@ -40,11 +41,13 @@ class Intake:
             upload = await receive_upload(
                 request.receive, request.headers.get("content-type"), source, self._limits, on_file=self._check_early
             )
+            reach(FaultPoint.FILE_WRITTEN)
             submission = self._checked(upload.fields)
             async with self._probing:
                 info = await probe(source)
             self._check_duration(info)
             await in_thread(lambda: sync(source))
+            reach(FaultPoint.FILE_SYNCED)
         except BaseException:
             await asyncio.shield(remove_files(self._jobs_dir, job_id))
             raise

@@ -16,6 +16,7 @@ from gpu_daemon.api.intake import Intake
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
 from gpu_daemon.errors import InvalidRequest
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
 
@@ -47,6 +48,7 @@ async def transcribe(request: Request, client: Client) -> Response:
     context.scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
     intake: Intake = request.app.state.intake
     submission, job = await intake.accept(request, client)
+    reach(FaultPoint.ANSWERING)
     headers = {"Location": f"/jobs/{job.id}", "x-job-id": job.id}
     wait_s = _preferred_wait_s(request)
     if wait_s is not None:

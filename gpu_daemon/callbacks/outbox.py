@@ -13,6 +13,7 @@ from gpu_daemon.callbacks.signing import signature_header
 from gpu_daemon.callbacks.target import AddressPolicy
 from gpu_daemon.errors import Unavailable
 from gpu_daemon.events import EventHub
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import with_delivery
 from gpu_daemon.jobs.retry import callback_delay_s
 from gpu_daemon.logs import log
@@ -110,8 +111,11 @@ class Outbox:
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
+            reach(FaultPoint.CALLING_BACK)
             answer = await self._post(delivery)
+            reach(FaultPoint.CALLBACK_ANSWERED)
             await self._record_however_long(delivery, answer)
+            reach(FaultPoint.CALLBACK_RECORDED)
         except Exception:
             # The row is still pending and due: without a pause the receiver would be hammered.
             log.exception("callback.broken", job_id=delivery.job_id)

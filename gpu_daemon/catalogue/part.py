@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from gpu_daemon.catalogue.hashing import Digest
+from gpu_daemon.faultpoints import FaultPoint, reach
 
 
 class Busy(Exception):
@@ -51,6 +52,7 @@ class PartFile:
             self._digest.update(bytes(view[:written]))
             self.size_bytes += written
             view = view[written:]
+        reach(FaultPoint.PART_WRITTEN)
 
     def restart(self) -> None:
         assert self._descriptor is not None
@@ -65,12 +67,14 @@ class PartFile:
         """Makes it the final file, in a way that a power cut cannot halve."""
         assert self._descriptor is not None
         os.fsync(self._descriptor)
+        reach(FaultPoint.PART_SYNCED)
         self._path.rename(self._target)
         directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+        reach(FaultPoint.PUBLISHED)
 
     def discard(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import asyncpg
 
 from gpu_daemon.database.pool import Connection, Pool
 from gpu_daemon.errors import StartupError
+from gpu_daemon.faultpoints import FaultPoint, reach
 
 MIGRATION_LOCK = 0x6770755F6D  # "gpu_m"
 LOCK_TIMEOUT_S = 300.0
@@ -32,6 +33,7 @@ async def migrate(pool: Pool, directory: Path) -> list[str]:
         applied = [name for name in files if name not in recorded]
         for name in applied:
             await _apply(connection, name, files[name])
+            reach(FaultPoint.MIGRATED)
         return applied
 
 
@@ -52,6 +54,7 @@ async def _apply(connection: Connection, name: str, sql: str) -> None:
             await connection.execute(
                 "INSERT INTO gpu_daemon_migrations (name, sha256) VALUES ($1, $2)", name, _sha256(sql)
             )
+            reach(FaultPoint.MIGRATION_WRITTEN)
     except asyncpg.PostgresError as error:
         raise StartupError(f"the migration {name} cannot be applied to this database: {error}") from error
 

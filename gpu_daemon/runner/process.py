@@ -11,6 +11,7 @@ from typing import assert_never
 import gpu_daemon
 from gpu_daemon import clock
 from gpu_daemon.errors import JobCancelled, JobError, RunnerCrashed
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import Stage
@@ -125,6 +126,7 @@ class Runner:
         running = _Running(asyncio.get_running_loop().create_future(), on_progress)
         self._running[request.job_id] = running
         self._link.send(request)
+        reach(FaultPoint.RUNNER_TOLD)
         try:
             return await running.ended
         except asyncio.CancelledError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from gpu_daemon import clock
 from gpu_daemon.audio.decode import Decoded, decode
 from gpu_daemon.errors import GpuDaemonError, JobError
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.logs import log
 from gpu_daemon.scheduling.queue import Waiting
@@ -90,4 +91,5 @@ class Preparer:
                 return JobError(
                     "the audio could not be decoded: no disk space, or its file is gone", code="decode_failed"
                 )
+            reach(FaultPoint.DECODED)
             return Prepared(audio, clock.monotonic() - began)

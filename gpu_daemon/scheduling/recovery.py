@@ -7,6 +7,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import TERMINAL
 from gpu_daemon.logs import log
@@ -23,7 +24,9 @@ async def recover(jobs: JobStore, settings: Settings) -> list[Job]:
     for job_id in ended:
         log.error("job.ended", job_id=job_id, reason="the daemon died while it ran, at its last attempt")
     await _sweep_files(jobs, settings)
-    return await _with_files(jobs, settings.jobs_dir)
+    queued = await _with_files(jobs, settings.jobs_dir)
+    reach(FaultPoint.RECOVERED)
+    return queued
 
 
 async def _sweep_files(jobs: JobStore, settings: Settings) -> None:

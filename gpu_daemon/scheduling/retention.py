@@ -3,6 +3,7 @@
 import asyncio
 
 from gpu_daemon.errors import Unavailable
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.logs import log
 from gpu_daemon.scheduling.recovery import remove_files
 from gpu_daemon.settings import Settings
@@ -30,5 +31,6 @@ class Retention:
                 await remove_files(self._settings.jobs_dir, job_id)
         for job_id in await self._jobs.expired(self._settings.result_ttl_s):
             if await self._jobs.delete(job_id):
+                reach(FaultPoint.EXPIRED)
                 await remove_files(self._settings.jobs_dir, job_id)
                 log.info("job.expired", job_id=job_id)

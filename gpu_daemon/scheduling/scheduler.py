@@ -10,6 +10,7 @@ from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
 from gpu_daemon.errors import Conflict, NotFound, Unavailable
 from gpu_daemon.events import EventHub
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import Job, JobId, NewJob
 from gpu_daemon.jobs.state import TERMINAL, JobState
@@ -141,15 +142,18 @@ class Scheduler:
         """The job as it is once it has stopped. Raises NotFound, Conflict when it had ended already."""
         if self._queue.remove(job_id) is not None:
             await self._preparer.discard(job_id)
+        reach(FaultPoint.CANCELLING_QUEUED)
         if not await self._jobs.cancel_queued(job_id):
             if not await self._jobs.request_cancel(job_id):
                 job = await self._jobs.get(job_id)
                 if job is None:
                     raise NotFound(f"there is no job {job_id}")
                 raise Conflict(f"the job is already {job.state}", code="wrong_state")
+            reach(FaultPoint.CANCEL_NOTED)
             for worker in self._workers:
                 await worker.cancel(job_id)
             return await self.wait(job_id, timeout_s=30)
+        reach(FaultPoint.QUEUED_CANCELLED)
         await self._announce_end(job_id, JobState.CANCELLED)
         job = await self._jobs.get(job_id)
         if job is None:
@@ -162,6 +166,7 @@ class Scheduler:
             await self.cancel(job_id)
         if not await self._jobs.delete(job_id):
             raise NotFound(f"there is no job {job_id}")
+        reach(FaultPoint.DELETED)
         await remove_files(self._settings.jobs_dir, job_id)
 
     async def wait(self, job_id: JobId, timeout_s: float | None) -> Job:
@@ -260,7 +265,9 @@ class Scheduler:
 
     async def _announce_end(self, job_id: JobId, state: JobState) -> None:
         if self._settings.audio_ttl_s == 0:
+            reach(FaultPoint.REMOVING_FILES)
             await remove_files(self._settings.jobs_dir, job_id)
+            reach(FaultPoint.FILES_REMOVED)
         log.info("job.ended", job_id=job_id, state=state)
         self._hub.publish(
             "job", job_id, state=state, stage=None, progress=100.0 if state == JobState.COMPLETED else None

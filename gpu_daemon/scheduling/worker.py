@@ -15,6 +15,7 @@ from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.errors import GpuDaemonError, JobCancelled, JobError, RunnerCrashed, Unavailable
 from gpu_daemon.events import EventHub
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.sampler import UsageSampler
 from gpu_daemon.jobs.model import Claim, Job, JobId
@@ -257,6 +258,7 @@ class Worker:
                 limit_s=self._settings.job_timeout_for_s(duration_s),
                 stall_s=self._settings.stall_timeout_s,
             )
+        reach(FaultPoint.RESULT_RECEIVED)
         timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
         result = _result(completed, job, timings, usage.summary())
         recorded = await self._record(lambda: self._jobs.complete(current.claim, result, timings))
@@ -268,6 +270,7 @@ class Worker:
         if isinstance(error, RunnerCrashed):
             self._error = error.message
         if isinstance(error, JobCancelled) or current.cancel.is_set():
+            reach(FaultPoint.CANCELLED_STOPPED)
             return JobState.CANCELLED if await self._record(lambda: self._jobs.cancel(claim)) else None
         if isinstance(error, JobError) and error.retryable and claim.attempt < self._settings.max_attempts:
             log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)

@@ -11,6 +11,7 @@ import asyncpg
 
 from gpu_daemon.database.pool import Pool
 from gpu_daemon.errors import InvalidRequest, Unavailable
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import callback_payload
 from gpu_daemon.jobs.model import Claim, Job, JobId, NewJob
 from gpu_daemon.jobs.state import TERMINAL, JobState, Stage, check_move
@@ -55,6 +56,7 @@ class JobStore:
 
     async def _insert(self, new: NewJob) -> Job:
         async with connection(self._pool) as db:
+            reach(FaultPoint.INSERTING)
             row = await db.fetchrow(
                 f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
                                       file_size_bytes, file_sha256, duration_s, callback_url, metadata)
@@ -71,6 +73,7 @@ class JobStore:
                 new.callback_url,
                 None if new.metadata is None else json.dumps(new.metadata),
             )
+        reach(FaultPoint.INSERTED)
         return job_of(row)
 
     async def _inserted_after_all(self, job_id: JobId) -> Job | None:
@@ -134,6 +137,7 @@ class JobStore:
         check_move(JobState.QUEUED, JobState.PROCESSING)
         key, lease_token = uuid.UUID(job_id), self._leases.setdefault(job_id, uuid.uuid4())
         move = (key, JobState.PROCESSING, lease_token)
+        reach(FaultPoint.CLAIMING)
         with self._doubts.about(move):
             async with connection(self._pool) as db:
                 row = await db.fetchrow(
@@ -149,6 +153,7 @@ class JobStore:
         self._leases.pop(job_id, None)
         if row is None:
             return None
+        reach(FaultPoint.CLAIMED)
         job = job_of(row)
         return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
 
@@ -199,12 +204,15 @@ class JobStore:
         check_move(JobState.PROCESSING, JobState.QUEUED)
         key, attempt, lease_token = _lease(claim)
         move = (key, JobState.QUEUED, lease_token)
+        reach(FaultPoint.REQUEUING)
         with self._doubts.about(move):
-            return await self._write(
+            requeued = await self._write(
                 f"""UPDATE jobs SET state = 'queued', stage = NULL, progress = 0, worker_index = NULL,
                                     attempt = attempt - $4 WHERE {OURS}""",
                 *(key, attempt, lease_token, 0 if charge else 1),
             ) or await self._was_made(move)
+        reach(FaultPoint.REQUEUED)
+        return requeued
 
     async def request_cancel(self, job_id: JobId) -> bool:
         """Noted on a job that runs; it is its worker that stops it."""
@@ -237,6 +245,7 @@ class JobStore:
                 claim = Claim(job_id=job_id, attempt=row["attempt"], lease_token=str(row["lease_token"]))
                 again = await self._adopt(claim, cancel=row["cancel"], max_attempts=max_attempts)
                 (requeued if again else ended).append(job_id)
+            reach(FaultPoint.ORPHAN_ADOPTED)
         return requeued, ended
 
     async def _adopt(self, claim: Claim, *, cancel: bool, max_attempts: int) -> bool:
@@ -324,6 +333,8 @@ class JobStore:
                     job.callback_url,
                     callback_payload(job, None if result is None else str(result)),
                 )
+            reach(FaultPoint.END_WRITTEN)
+        reach(FaultPoint.ENDED)
         return True
 
     async def _was_made(self, move: Move) -> bool:
