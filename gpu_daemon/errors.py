@@ -9,7 +9,8 @@ GpuDaemonError
 │   ├── NotMedia              ffmpeg finds nothing to decode
 │   └── Unauthorized
 ├── Unavailable               try again later; `retry_after_s` says when
-│   └── DiskFull
+│   ├── DiskFull
+│   └── OutcomeUnknown        the database went away while it was writing: what was asked may have happened
 ├── JobError                  ends one job as `failed`; never an HTTP answer
 │   ├── JobCancelled          a stop that was asked for
 │   ├── DeviceLost            the GPU is of no more use to this process: the runner must end
@@ -71,6 +72,10 @@ class Unavailable(GpuDaemonError):
 
 class DiskFull(Unavailable):
     code = "disk_full"
+
+
+class OutcomeUnknown(Unavailable):
+    code = "database_unavailable"
 
 
 class JobError(GpuDaemonError):

@@ -18,6 +18,8 @@ CREATE TABLE jobs (
     duration_s          double precision,
     callback_url        text,
     metadata            json,               -- json, not jsonb: clients get their own text back
+    idempotency_key     text,               -- as the client sent it; unique among the jobs of a client
+    request_sha256      text,               -- what it sent under that key, so that another request is told apart
     result              json,               -- the Transcript with times and GPU figures; json keeps the order of its keys
     timings             jsonb NOT NULL DEFAULT '{}',
     error_code          text,
@@ -28,6 +30,7 @@ CREATE TABLE jobs (
     cancel_requested_at timestamptz
 );
 CREATE INDEX jobs_queued ON jobs (priority DESC, seq) WHERE state = 'queued';
+CREATE UNIQUE INDEX jobs_idempotency ON jobs (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX jobs_processing ON jobs (id) WHERE state = 'processing';
 CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 

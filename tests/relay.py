@@ -24,7 +24,8 @@ class Relay:
         """Hang up on whoever connects."""
 
     def lose_answer_to(self, message: bytes) -> None:
-        """The next that contains this is done by the server, but its client sees the connection break."""
+        """The next that contains this is done by the server, but its client sees the connection break; with `refuse`
+        all others break too, so that it cannot ask again."""
         self._lose_answer_to = message
 
     async def start(self, port: int = 0) -> ConnectionParameters:
@@ -35,10 +36,17 @@ class Relay:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            for task in list(self._connections):
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+            await self.hang_up()
             await self._server.wait_closed()
+
+    async def hang_up(self) -> None:
+        """On everybody."""
+        self._break_all()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _break_all(self) -> None:
+        for task in self._connections:
+            task.cancel()
 
     async def _accept(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -85,6 +93,8 @@ class Relay:
                     lost += data
                     if READY_FOR_QUERY in lost:
                         self.lost += 1
+                        if self.refuse:
+                            self._break_all()
                         return
                     continue
                 client_out.write(data)

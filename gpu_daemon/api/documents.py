@@ -102,7 +102,16 @@ TRANSCRIBE_BODY: dict[str, Any] = {
             "in": "header",
             "schema": {"type": "string"},
             "description": "`wait=N`: wait N seconds for the result; 202 if it takes longer (RFC 7240).",
-        }
+        },
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "description": (
+                "A value of your own for this request: sent again, it finds the job that it made, while that is kept "
+                "(`Idempotent-Replayed: true`); with another file or other fields it is refused with 409."
+            ),
+        },
     ],
 }
 

@@ -1,8 +1,11 @@
 """From a request to a job that cannot be lost, or to a refusal that leaves nothing behind."""
 
 import asyncio
+import hashlib
+import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -13,13 +16,22 @@ from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.api.uploads import UploadLimits, in_thread, receive_upload, sync
 from gpu_daemon.audio.probe import AudioInfo, probe
 from gpu_daemon.callbacks.target import literal
-from gpu_daemon.errors import InvalidRequest, TooLarge
+from gpu_daemon.errors import InvalidRequest, OutcomeUnknown, TooLarge
 from gpu_daemon.faultpoints import FaultPoint, reach
-from gpu_daemon.jobs.model import Job, JobId, NewJob
+from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
 
 PROBES_AT_ONCE = 4
+MAX_KEY_CHARACTERS = 255
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    submission: Submission
+    job: Job
+    replayed: bool
+    """The client's Idempotency-Key had made this job before."""
 
 
 class Intake:
@@ -33,8 +45,9 @@ class Intake:
         )
         self._probing = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def accept(self, request: Request, client: str | None) -> tuple[Submission, Job]:
+    async def accept(self, request: Request, client: str | None) -> Taken:
         """When this returns the job is durable. Raises InvalidRequest and its like, Unavailable, ClientDisconnect."""
+        key = _idempotency_key(request)
         job_id = JobId(str(uuid.uuid4()))
         source = self._jobs_dir / job_id / SOURCE_NAME
         try:
@@ -64,12 +77,17 @@ class Intake:
             callback_url=submission.callback_url,
             metadata=submission.metadata,
         )
+        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(upload.fields, upload.sha256))
         try:
-            # Cancelled here, the row may have been committed: the files stay, and the next start sees which is true.
-            return submission, await self._context.scheduler.submit(new)
+            job = await self._context.scheduler.submit(new, idempotency)
+        except OutcomeUnknown:
+            raise  # the row may have been committed, here as when we are cancelled: the files stay until that is known
         except Exception:
             await remove_files(self._jobs_dir, job_id)
             raise
+        if job.id != job_id:
+            await remove_files(self._jobs_dir, job_id)
+        return Taken(submission=submission, job=job, replayed=job.id != job_id)
 
     def _checked(self, fields: Mapping[str, Sequence[str]]) -> Submission:
         catalogue, settings = self._context.catalogue, self._context.settings
@@ -110,3 +128,23 @@ class Intake:
                 code="too_long",
                 param=FILE_FIELD,
             )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """Raises InvalidRequest."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    key = keys[0].strip()
+    if len(keys) > 1 or not 0 < len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            f"Idempotency-Key is one value of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters, a UUID for example",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+def _fingerprint(fields: Mapping[str, Sequence[str]], file_sha256: str) -> str:
+    """Of what was asked for: the boundaries of a form differ from try to try, and the order of its fields may."""
+    asked = json.dumps([file_sha256, sorted((name, list(values)) for name, values in fields.items())])
+    return hashlib.sha256(asked.encode()).hexdigest()

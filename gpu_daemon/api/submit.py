@@ -15,7 +15,6 @@ from gpu_daemon.api.errors import answer_of_failed, documented
 from gpu_daemon.api.intake import Intake
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
-from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
@@ -33,29 +32,29 @@ MB = 1024 * 1024
     response_model=Accepted,
     responses={
         200: {"model": Result, "description": "with `wait=true` or `Prefer: wait=N`: the result"},
-        **documented(400, 401, 408, 413, 415, 500, 503, 507),
+        **documented(400, 401, 408, 409, 413, 415, 500, 503, 507),
     },
     openapi_extra=TRANSCRIBE_BODY,
 )
 async def transcribe(request: Request, client: Client) -> Response:
     """Answered once the job is durable: file and row survive a crash. Poll `status_url`, or give a `callback_url`."""
     context = context_of(request)
-    if "idempotency-key" in request.headers:
-        raise InvalidRequest(
-            "Idempotency-Key is not available in this version", code="not_supported", param="Idempotency-Key"
-        )
     length = request.headers.get("content-length", "")
     context.scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
     intake: Intake = request.app.state.intake
-    submission, job = await intake.accept(request, client)
+    taken = await intake.accept(request, client)
+    job = taken.job
     reach(FaultPoint.ANSWERING)
     headers = {"Location": f"/jobs/{job.id}", "x-job-id": job.id}
     wait_s = _preferred_wait_s(request)
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:.0f}"
-    if submission.wait or wait_s is not None:
+    if taken.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    waits = taken.submission.wait or wait_s is not None
+    if waits:
         job = await _ended(context, request.receive, job, MAX_WAIT_S if wait_s is None else wait_s)
-    answer = await _result(context, job) if job.state in TERMINAL else _accepted(context, job)
+    answer = await _result(context, job) if waits and job.state in TERMINAL else _accepted(context, job)
     answer.headers.update(headers)
     return answer
 

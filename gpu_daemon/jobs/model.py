@@ -42,6 +42,15 @@ class JobOptions(BaseModel):
     trim_silence: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A request that a client may send again: the second one finds the job that the first one made."""
+
+    key: str
+    request_sha256: str
+    """Of all that was asked for, in whatever encoding it came."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
     """A job about to be stored: file synced under its id, options checked."""

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import random
 from dataclasses import dataclass
 from typing import Literal
 
 from gpu_daemon import clock
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
-from gpu_daemon.errors import Conflict, NotFound, Unavailable
+from gpu_daemon.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
-from gpu_daemon.jobs.model import Job, JobId, NewJob
+from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
+from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Runner
@@ -76,6 +78,8 @@ class Scheduler:
             for index, device in enumerate(devices)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        self._settling: set[asyncio.Task[None]] = set()
+        self._rng = random.Random()  # noqa: S311 - jitter
         self._waiting_for_end: dict[JobId, set[asyncio.Event]] = {}
 
     # Life.
@@ -108,7 +112,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Jobs that still run go back to the queue, uncharged."""
         self._accepting, self._draining = False, True
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks = [*self._tasks, *self._settling], []
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -128,14 +132,22 @@ class Scheduler:
         check_queue(self._settings, len(self._queue), self._wait_behind(len(self._queue)))
         check_disk(self._settings, size_bytes)
 
-    async def submit(self, new: NewJob) -> Job:
-        """Its files are synced already. When this returns the job cannot be lost. Raises Unavailable."""
+    async def submit(self, new: NewJob, idempotency: IdempotencyKey | None = None) -> Job:
+        """Its files are synced already. When this returns the job cannot be lost; it has another id than `new` when the
+        client's key has made one before. Raises Conflict, Unavailable."""
         if not self._accepting:
             raise Unavailable("the daemon is stopping and takes no new jobs", retry_after_s=30, code="draining")
-        job = await self._jobs.insert(new)
+        try:
+            job = await self._jobs.insert(new, idempotency)
+        except OutcomeUnknown:
+            settling = asyncio.create_task(self._settle(new.id), name=f"settle {new.id}")
+            self._settling.add(settling)
+            settling.add_done_callback(self._settling.discard)
+            raise
+        if job.id != new.id:
+            return job
         log.info("job.queued", job_id=job.id, model=job.options.model, duration_s=job.duration_s, client=job.client)
-        self._queue.push(Waiting.of(job))
-        self._queued(job.id)
+        self._enter(job)
         return job
 
     async def cancel(self, job_id: JobId) -> Job:
@@ -257,6 +269,27 @@ class Scheduler:
             await self._announce_end(job.id, state)
 
     # Inside.
+
+    def _enter(self, job: Job) -> None:
+        self._queue.push(Waiting.of(job))
+        self._queued(job.id)
+
+    async def _settle(self, job_id: JobId) -> None:
+        """Was it stored after all? Its client does not know either: the job runs if it was, its files go if not."""
+        failures = 0
+        while True:
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng))
+            try:
+                job = await self._jobs.get(job_id)
+            except Unavailable:
+                continue
+            log.warning("job.settled", job_id=job_id, stored=job is not None)
+            if job is None:
+                await remove_files(self._settings.jobs_dir, job_id)
+            else:
+                self._enter(job)
+            return
 
     def _queued(self, job_id: JobId) -> None:
         self._hub.publish("job", job_id, state=JobState.QUEUED, stage=None, progress=0.0)

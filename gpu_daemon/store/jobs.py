@@ -10,10 +10,10 @@ from typing import TypeAlias
 import asyncpg
 
 from gpu_daemon.database.pool import Pool
-from gpu_daemon.errors import InvalidRequest, Unavailable
+from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import callback_payload
-from gpu_daemon.jobs.model import Claim, Job, JobId, NewJob
+from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, NewJob
 from gpu_daemon.jobs.state import TERMINAL, JobState, Stage, check_move
 from gpu_daemon.store.failures import Doubts, connection
 from gpu_daemon.store.rows import COLUMNS, job_of, key_of
@@ -41,10 +41,14 @@ class JobStore:
         self._leases: dict[JobId, uuid.UUID] = {}
         """Of claims that may have been made."""
 
-    async def insert(self, new: NewJob) -> Job:
-        """Committed when it returns. Raises InvalidRequest for text that PostgreSQL cannot hold."""
+    async def insert(self, new: NewJob, idempotency: IdempotencyKey | None = None) -> Job:
+        """Committed when it returns; the job that the client's key made before, if it did.
+
+        Raises Conflict when the key was used for something else, InvalidRequest for text that PostgreSQL cannot hold,
+        OutcomeUnknown when the database went away and nobody knows whether the job was stored.
+        """
         try:
-            return await self._insert(new)
+            return await self._insert(new, idempotency)
         except Unavailable:
             if (job := await self._inserted_after_all(new.id)) is None:
                 raise
@@ -54,27 +58,43 @@ class JobStore:
                 "a field has characters that cannot be stored (U+0000, or half a character)"
             ) from error
 
-    async def _insert(self, new: NewJob) -> Job:
+    async def _insert(self, new: NewJob, idempotency: IdempotencyKey | None) -> Job:
+        key, request_sha256 = (None, None) if idempotency is None else (idempotency.key, idempotency.request_sha256)
         async with connection(self._pool) as db:
             reach(FaultPoint.INSERTING)
-            row = await db.fetchrow(
-                f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
-                                      file_size_bytes, file_sha256, duration_s, callback_url, metadata)
-                    VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}""",
-                uuid.UUID(new.id),
-                new.priority,
-                new.client,
-                new.options.model_dump_json(),
-                new.requested_language,
-                new.file_name,
-                new.file_size_bytes,
-                new.file_sha256,
-                new.duration_s,
-                new.callback_url,
-                None if new.metadata is None else json.dumps(new.metadata),
-            )
-        reach(FaultPoint.INSERTED)
-        return job_of(row)
+            while True:
+                row = await db.fetchrow(
+                    f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
+                                          file_size_bytes, file_sha256, duration_s, callback_url, metadata,
+                                          idempotency_key, request_sha256)
+                        VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                        ON CONFLICT (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL
+                        DO NOTHING RETURNING {COLUMNS}""",
+                    uuid.UUID(new.id),
+                    new.priority,
+                    new.client,
+                    new.options.model_dump_json(),
+                    new.requested_language,
+                    new.file_name,
+                    new.file_size_bytes,
+                    new.file_sha256,
+                    new.duration_s,
+                    new.callback_url,
+                    None if new.metadata is None else json.dumps(new.metadata),
+                    key,
+                    request_sha256,
+                )
+                if row is not None:
+                    reach(FaultPoint.INSERTED)
+                    return job_of(row)
+                before = await db.fetchrow(
+                    f"""SELECT {COLUMNS}, request_sha256 FROM jobs
+                        WHERE coalesce(client, '') = coalesce($1, '') AND idempotency_key = $2""",
+                    new.client,
+                    key,
+                )
+                if before is not None:  # else it was deleted between the two statements
+                    return _same_request(before, request_sha256)
 
     async def _inserted_after_all(self, job_id: JobId) -> Job | None:
         """The connection broke: was the job committed? The database may only be restarting, and is given a moment."""
@@ -85,7 +105,9 @@ class JobStore:
                     with contextlib.suppress(Unavailable):
                         return await self.get(job_id)
         except TimeoutError:
-            return None
+            raise OutcomeUnknown(
+                "the database does not answer; send the request again with the same Idempotency-Key", retry_after_s=5
+            ) from None
 
     async def get(self, job_id: JobId) -> Job | None:
         """None as well for what is not a job's id at all."""
@@ -343,6 +365,17 @@ class JobStore:
             return False
         async with connection(self._pool) as db:
             return bool(await db.fetchval(f"SELECT EXISTS (SELECT FROM jobs WHERE {MADE})", *move))
+
+
+def _same_request(row: asyncpg.Record, request_sha256: str | None) -> Job:
+    values = dict(row)
+    if values.pop("request_sha256") != request_sha256:
+        raise Conflict(
+            "this Idempotency-Key was used for another request; a new request needs a new key",
+            code="idempotency_conflict",
+            param="Idempotency-Key",
+        )
+    return job_of(values)
 
 
 def _lease(claim: Claim) -> Lease:

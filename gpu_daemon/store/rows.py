@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def key_of(job_id: str) -> uuid.UUID | None:
     return key if str(key) == job_id else None
 
 
-def job_of(row: asyncpg.Record) -> Job:
+def job_of(row: asyncpg.Record | Mapping[str, Any]) -> Job:
     """A row of COLUMNS."""
     values: dict[str, Any] = dict(row)
     values["id"] = JobId(str(row["id"]))

@@ -10,10 +10,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.audio.ffmpeg import find_ffmpeg
 from gpu_daemon.database.pool import ConnectionParameters
+from gpu_daemon.store import jobs as jobs_module
+from tests.relay import EXECUTE, Relay
 from tests.serving import ServedDaemon, served_daemon, tone
 
 
@@ -176,7 +179,9 @@ async def test_other_bodies_and_headers_are_refused(served: ServedDaemon) -> Non
         ({"content": b""}, "file"),
         ({"files": {"audio": ("a.wav", tone())}}, "audio"),
         ({"files": {"model": (None, "demo")}}, "file"),
-        ({"files": files, "headers": {"Idempotency-Key": "k"}}, "Idempotency-Key"),
+        ({"files": files, "headers": {"Idempotency-Key": ""}}, "Idempotency-Key"),
+        ({"files": files, "headers": {"Idempotency-Key": "k" * 256}}, "Idempotency-Key"),
+        ({"files": files, "headers": [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]}, "Idempotency-Key"),
     ):
         response = await served.client.post("/transcribe", **arguments)
         assert (response.status_code, error_of(response)["param"]) == (400, param)
@@ -282,3 +287,81 @@ async def test_several_at_once(served: ServedDaemon) -> None:
     assert [job["file_name"] for job in jobs] == ["0.wav", "1.wav", "2.wav"]
     assert [job["file_size_bytes"] for job in jobs] == [len(tone(0.5 + i / 10)) for i in range(3)]
     assert served.directories() == []
+
+
+# Idempotency-Key.
+
+
+async def test_a_request_that_is_sent_again_finds_its_job(served: ServedDaemon) -> None:
+    async def send(audio: bytes = tone(), key: str = "order-7", **fields: str) -> httpx2.Response:
+        return await served.client.post(
+            "/transcribe", files={"file": ("a.wav", audio)}, data=fields, headers={"Idempotency-Key": key}
+        )
+
+    first = await send(language="en")
+    assert first.status_code == 202
+    assert "idempotent-replayed" not in first.headers
+    job_id = first.json()["job_id"]
+    await served.finished(job_id)
+    again = await send(language="en")
+    assert (again.status_code, again.json()["job_id"], again.json()["status"]) == (202, job_id, "completed")
+    assert again.headers["idempotent-replayed"] == "true"
+    for other in (await send(language="fr"), await send(tone(2.0), language="en"), await send()):
+        assert other.status_code == 409
+        assert (error_of(other)["code"], error_of(other)["param"]) == ("idempotency_conflict", "Idempotency-Key")
+    assert (await send(key="order-8", language="en")).json()["job_id"] != job_id
+    assert [job["job_id"] for job in (await served.json("/jobs"))["jobs"]][1:] == [job_id]
+    assert job_id not in served.directories()
+
+
+async def test_a_repeated_request_may_wait_for_the_result_of_the_first(served: ServedDaemon) -> None:
+    async def send() -> httpx2.Response:
+        return await served.client.post(
+            "/transcribe",
+            files={"file": ("a.wav", tone())},
+            data={"wait": "true", "prompt": "fake:sleep=0.5"},
+            headers={"Idempotency-Key": "k"},
+        )
+
+    answers = await asyncio.gather(send(), send(), send())
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.headers["x-job-id"] for answer in answers}) == 1
+    assert sorted(answer.headers.get("idempotent-replayed", "") for answer in answers) == ["", "true", "true"]
+    assert len((await served.json("/jobs"))["jobs"]) == 1
+
+
+# The database goes away while it stores the job, and nobody can say whether it has.
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_job_of_unknown_outcome_is_settled_when_the_database_is_back(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    monkeypatch.setattr(jobs_module, "DOUBT_TIMEOUT_S", 0.2)
+    relay = Relay(database)
+    try:
+        async with served_daemon(tmp_path, await relay.start(), monkeypatch) as served:
+            headers = {"Idempotency-Key": "k"}
+            with capture_logs() as logs:
+                relay.refuse = True
+                if stored:
+                    relay.lose_answer_to(EXECUTE)
+                else:
+                    await relay.hang_up()
+                response = await served.client.post("/transcribe", files={"file": ("a.wav", tone())}, headers=headers)
+                assert response.status_code == 503
+                assert int(response.headers["retry-after"]) > 0
+                assert "Idempotency-Key" in error_of(response)["message"]
+                relay.refuse = False
+                async with asyncio.timeout(20):
+                    while "job.settled" not in {line["event"] for line in logs}:
+                        await asyncio.sleep(0.05)
+            jobs = (await served.json("/jobs"))["jobs"]
+            assert len(jobs) == stored
+            again = await served.client.post("/transcribe", files={"file": ("a.wav", tone())}, headers=headers)
+            job = await served.finished(again.json()["job_id"])
+            assert job["status"] == "completed"
+            assert [other["job_id"] for other in (await served.json("/jobs"))["jobs"]] == [job["job_id"]]
+            assert served.directories() == []
+    finally:
+        await relay.stop()

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, replace
@@ -10,8 +9,8 @@ import asyncpg
 import pytest
 
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
-from gpu_daemon.errors import InvalidRequest, Unavailable
-from gpu_daemon.jobs.model import Claim, Job, JobId, JobOptions, Task
+from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
+from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, JobOptions, Task
 from gpu_daemon.jobs.state import MOVES, TERMINAL, JobState, Stage
 from gpu_daemon.store import jobs as jobs_module
 from gpu_daemon.store.callbacks import CallbackStore
@@ -136,7 +135,30 @@ async def test_counts_names_every_state(store: JobStore) -> None:
     assert await store.counts() == {**dict.fromkeys(JobState, 0), JobState.QUEUED: 1, JobState.PROCESSING: 1}
 
 
-async def test_a_long_queue_is_read_in_seconds(store: JobStore, pool: Pool) -> None:
+async def test_an_idempotency_key_makes_one_job_of_a_client(store: JobStore) -> None:
+    key, other = IdempotencyKey("k", "1" * 64), IdempotencyKey("k", "2" * 64)
+    first = await store.insert(new_job(client="a"), key)
+    assert (await store.insert(new_job(client="a"), key)).id == first.id
+    for client in ("b", None):
+        assert (await store.insert(new_job(client=client), other)).id != first.id
+    with pytest.raises(Conflict) as refused:
+        await store.insert(new_job(client="a"), other)
+    assert refused.value.code == "idempotency_conflict"
+    assert (await store.counts())[JobState.QUEUED] == 3
+    assert await store.cancel_queued(first.id)
+    assert (await store.insert(new_job(client="a"), key)).state is JobState.CANCELLED
+    assert await store.delete(first.id)
+    assert (await store.insert(new_job(client="a"), other)).state is JobState.QUEUED
+
+
+async def test_an_idempotency_key_sent_many_times_at_once(store: JobStore) -> None:
+    key = IdempotencyKey("k", "1" * 64)
+    made = await asyncio.gather(*(store.insert(new_job(), key) for _ in range(20)))
+    assert len({job.id for job in made}) == 1
+    assert (await store.counts())[JobState.QUEUED] == 1
+
+
+async def test_a_long_queue_is_read_in_order(store: JobStore, pool: Pool) -> None:
     await store.insert(new_job())
     names = """state, priority, options, requested_language, file_name, file_size_bytes, file_sha256, duration_s,
                callback_url, metadata"""
@@ -145,13 +167,9 @@ async def test_a_long_queue_is_read_in_seconds(store: JobStore, pool: Pool) -> N
             n || file_name, n, file_sha256, n, 'http://localhost/' || n, '{{"n": 1}}'
             FROM jobs, generate_series(1, 99999) AS n"""
     )
-    began, began_cpu = time.monotonic(), time.process_time()
     jobs = await store.queued()
-    took_s, cpu_s = time.monotonic() - began, time.process_time() - began_cpu
-    print(f"100 000 queued rows: {took_s:.2f} s, of which {cpu_s:.2f} s of our own")
     assert len(jobs) == 100_000
     assert jobs == sorted(jobs, key=lambda job: (-job.priority, job.seq))
-    assert cpu_s < 10, "the rest depends on what else the machine does"
 
 
 # The moves.
@@ -486,7 +504,7 @@ async def test_an_insert_whose_answer_is_lost_is_found(relayed: tuple[JobStore, 
     assert [queued.id for queued in await store.queued()] == [job.id]
 
 
-async def test_an_insert_that_was_not_made_is_refused(
+async def test_an_insert_that_nobody_can_ask_about_is_of_unknown_outcome(
     relayed: tuple[JobStore, Relay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs_module, "DOUBT_TIMEOUT_S", 0.2)
@@ -495,7 +513,7 @@ async def test_an_insert_that_was_not_made_is_refused(
     await store.counts()
     relay.refuse = True
     relay.lose_answer_to(EXECUTE)
-    with pytest.raises(Unavailable):
+    with pytest.raises(OutcomeUnknown):
         await store.insert(new_job())
 
 
