@@ -15,7 +15,6 @@ from gpu_daemon.api.app import create_app
 from gpu_daemon.api.context import Context
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.callbacks.signing import secret_bytes
-from gpu_daemon.callbacks.target import AddressPolicy
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.migrate import migrate
@@ -24,6 +23,7 @@ from gpu_daemon.errors import SettingsError, StartupError
 from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.detect import Device, detect
 from gpu_daemon.logs import log
+from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.callbacks import CallbackStore

@@ -7,9 +7,9 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
-from gpu_daemon.callbacks.target import AddressPolicy
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.events import EventHub
+from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.callbacks import CallbackStore

@@ -3,8 +3,6 @@
 Starlette's own form parser puts no limit on file parts and spools them elsewhere first.
 """
 
-import re
-import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from gpu_daemon.errors import InvalidRequest, TooLarge
+from gpu_daemon.jobs.file_name import display_name
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -22,9 +21,7 @@ MAX_PARTS = 65
 MAX_FIELD_BYTES = 64 * 1024
 MAX_BESIDE_FILE_BYTES = 1 << 20
 """All the body that is not the file: fields, headers, boundaries, and whatever stands before and after them."""
-MAX_NAME_BYTES = 255
 SHOWN_CHARACTERS = 50
-NAMELESS = "audio"
 
 
 class FormReader:
@@ -166,18 +163,3 @@ def _text(raw: bytes | bytearray, what: str) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         raise InvalidRequest(f"{what} is not UTF-8", code="invalid_multipart") from None
-
-
-def display_name(name: str) -> str:
-    """What a client called its file, for people to read: never used as a path."""
-    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
-    shown = "".join(char for char in last if unicodedata.category(char) not in _UNSEEN).strip()
-    if len(shown.encode()) > MAX_NAME_BYTES:
-        stem, dot, suffix = shown.rpartition(".")
-        kept = f"{dot}{suffix}" if 0 < len(suffix.encode()) <= 10 else ""
-        shown = (stem if kept else shown).encode()[: MAX_NAME_BYTES - len(kept.encode())].decode(errors="ignore") + kept
-    return shown or NAMELESS
-
-
-# Control characters, the invisible ones that turn the direction of writing among them, and line ends.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

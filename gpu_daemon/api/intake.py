@@ -13,12 +13,15 @@ from starlette.requests import Request
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.fields import Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
-from gpu_daemon.api.uploads import UploadLimits, in_thread, receive_upload, sync
+from gpu_daemon.api.uploads import receive_upload
+from gpu_daemon.audio.pace import FileLimits
 from gpu_daemon.audio.probe import AudioInfo, probe
-from gpu_daemon.callbacks.target import literal
+from gpu_daemon.audio.sink import sync
+from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import InvalidRequest, OutcomeUnknown, TooLarge
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
+from gpu_daemon.outgoing.target import literal
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
 
@@ -40,7 +43,7 @@ class Intake:
         settings = context.settings
         self._jobs_dir = settings.jobs_dir
         self._max_duration_s = settings.max_duration_s
-        self._limits = UploadLimits(
+        self._limits = FileLimits(
             file_bytes=settings.max_file_size_bytes, reserve_bytes=settings.disk_reserve_mb * 1024 * 1024
         )
         self._probing = asyncio.Semaphore(PROBES_AT_ONCE)
@@ -59,7 +62,7 @@ class Intake:
             async with self._probing:
                 info = await probe(source)
             self._check_duration(info)
-            await in_thread(lambda: sync(source))
+            await blocking(lambda: sync(source))
             reach(FaultPoint.FILE_SYNCED)
         except BaseException:
             await asyncio.shield(remove_files(self._jobs_dir, job_id))

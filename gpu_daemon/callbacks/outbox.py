@@ -10,13 +10,13 @@ from functools import partial
 from gpu_daemon import clock
 from gpu_daemon.callbacks.post import Answer, new_client, post, receiver_of, refusal
 from gpu_daemon.callbacks.signing import signature_header
-from gpu_daemon.callbacks.target import AddressPolicy
 from gpu_daemon.errors import Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import with_delivery
 from gpu_daemon.jobs.retry import callback_delay_s
 from gpu_daemon.logs import log
+from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.store.callbacks import CallbackStore, Delivery
 
 AT_ONCE = 32

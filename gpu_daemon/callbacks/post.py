@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gpu_daemon import __version__
-from gpu_daemon.callbacks.guarded import GuardedTransport
-from gpu_daemon.callbacks.target import AddressPolicy
+from gpu_daemon.outgoing.guarded import GuardedTransport
+from gpu_daemon.outgoing.target import AddressPolicy
 
 TIMEOUT_S = 15.0
 MAX_RESPONSE_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ class Answer:
 def new_client(policy: AddressPolicy) -> httpx2.AsyncClient:
     """No connection is kept: a receiver may close one just when the next callback is sent, which would cost a retry."""
     return httpx2.AsyncClient(
-        transport=GuardedTransport(policy),
+        transport=GuardedTransport(policy, "CALLBACK_ALLOWED_NETWORKS"),
         follow_redirects=False,
         trust_env=False,
         timeout=TIMEOUT_S,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
-from gpu_daemon.catalogue.blocking import blocking
+from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.download import Downloader
 from gpu_daemon.catalogue.official import OFFICIAL_URLS
 from gpu_daemon.catalogue.status import ModelState, ModelStatus

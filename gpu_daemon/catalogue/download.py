@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 
 from gpu_daemon import __version__
-from gpu_daemon.catalogue.blocking import blocking
+from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.part import PartFile
 from gpu_daemon.clock import monotonic
 

@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from gpu_daemon.catalogue.blocking import blocking
+from gpu_daemon.blocking import blocking
 
 BLOCK_BYTES = 1 << 20  # hashlib lets other threads run during blocks this large
 

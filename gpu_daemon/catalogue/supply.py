@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from gpu_daemon import clock
-from gpu_daemon.catalogue.blocking import blocking
+from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.download import Downloader, DownloadFailed
 from gpu_daemon.catalogue.official import ALIASES, NAME_BY_SHA256, file_name_in, sha256_in
 from gpu_daemon.catalogue.part import Busy

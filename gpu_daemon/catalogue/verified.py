@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_daemon.catalogue.blocking import blocking
+from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.hashing import sha256_of
 from gpu_daemon.logs import log
 

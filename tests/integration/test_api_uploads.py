@@ -11,7 +11,10 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from gpu_daemon.api.uploads import BATCH_BYTES, Upload, UploadLimits, in_thread, receive_upload, sync
+from gpu_daemon.api.uploads import Upload, receive_upload
+from gpu_daemon.audio.pace import FileLimits
+from gpu_daemon.audio.sink import BATCH_BYTES, sync
+from gpu_daemon.blocking import blocking
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.errors import DiskFull, InvalidRequest, TooSlow
 from tests.running import FAKE_ENGINE, running_daemon
@@ -45,8 +48,8 @@ class Wire:
         return {"type": "http.disconnect"}
 
 
-def limits(**changes: Any) -> UploadLimits:
-    return UploadLimits(**{"file_bytes": 64 * MIB, "reserve_bytes": 0} | changes)
+def limits(**changes: Any) -> FileLimits:
+    return FileLimits(**{"file_bytes": 64 * MIB, "reserve_bytes": 0} | changes)
 
 
 async def receive(wire: Wire, target: Path, **changes: Any) -> Upload:
@@ -58,7 +61,7 @@ async def test_what_is_written_is_what_was_sent_and_its_hash(tmp_path: Path) -> 
     pieces = [content[i : i + 65536] for i in range(0, len(content), 65536)]
     target = tmp_path / "job" / "source"
     upload = await receive(Wire(HEAD, *pieces, END), target)
-    await in_thread(lambda: sync(target))
+    await blocking(lambda: sync(target))
     assert target.read_bytes() == content
     assert upload == Upload(
         fields={}, file_name="a.wav", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -129,7 +132,7 @@ async def test_who_is_cancelled_waits_until_the_thread_lets_go_of_the_file() -> 
         asyncio.run_coroutine_threadsafe(may_end.wait(), loop).result(10)
         ended = True
 
-    task = asyncio.create_task(in_thread(work))
+    task = asyncio.create_task(blocking(work))
     await began.wait()
     task.cancel()
     may_end.set()

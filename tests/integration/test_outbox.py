@@ -15,13 +15,13 @@ from gpu_daemon.callbacks import outbox as outbox_module
 from gpu_daemon.callbacks import post as post_module
 from gpu_daemon.callbacks.outbox import AT_ONCE, AT_ONCE_PER_HOST, Outbox
 from gpu_daemon.callbacks.signing import secret_bytes
-from gpu_daemon.callbacks.target import AddressPolicy
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.migrate import migrate
 from gpu_daemon.database.pool import Pool, open_pool
 from gpu_daemon.events import EventHub, Listener
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import JobState
+from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.store.callbacks import CallbackState, CallbackStore
 from gpu_daemon.store.jobs import JobStore
 from tests.conftest import MIGRATIONS

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_daemon.api.form import MAX_BESIDE_FILE_BYTES, MAX_FIELD_BYTES, MAX_NAME_BYTES, FormReader, display_name
+from gpu_daemon.api.form import MAX_BESIDE_FILE_BYTES, MAX_FIELD_BYTES, FormReader
 from gpu_daemon.errors import GpuDaemonError, InvalidRequest, TooLarge
+from gpu_daemon.jobs.file_name import MAX_NAME_BYTES, display_name
 
 BOUNDARY = "xYzZY"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

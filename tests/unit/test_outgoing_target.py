@@ -2,7 +2,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from gpu_daemon.callbacks.target import AddressPolicy
+from gpu_daemon.outgoing.target import AddressPolicy
 
 DEFAULT = AddressPolicy.parse(("public", "private"))
 WITH_LOOPBACK = AddressPolicy.parse(("public", "private", "loopback"))

@@ -9,7 +9,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from gpu_daemon.callbacks.target import Address, AddressPolicy, literal
+from gpu_daemon.outgoing.target import Address, AddressPolicy, literal
 
 RESOLVE_TIMEOUT_S = 5.0
 MAX_TRIED = 3
@@ -21,8 +21,9 @@ class AddressRefused(httpcore2.ConnectError):
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    def __init__(self, policy: AddressPolicy) -> None:
+    def __init__(self, policy: AddressPolicy, setting: str) -> None:
         self._policy = policy
+        self._setting = setting
         self._backend = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -36,7 +37,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         addresses = await _resolve(host, port)
         if not all(self._policy.allows(address, host) for address in addresses):
             # One bad answer among good ones is refused too: it is how the check is got round.
-            raise AddressRefused("the address is not one that callbacks may go to (CALLBACK_ALLOWED_NETWORKS)")
+            raise AddressRefused(f"the address is not one that {self._setting} allows")
         failure: Exception | None = None
         for address in addresses[:MAX_TRIED]:
             try:
@@ -50,14 +51,15 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
 
 class GuardedTransport(httpx2.AsyncHTTPTransport):
-    def __init__(self, policy: AddressPolicy) -> None:
+    def __init__(self, policy: AddressPolicy, setting: str) -> None:
+        """`setting`: what the policy was read from; a refusal names it."""
         super().__init__(trust_env=False)
         # httpx2 has no parameter for the backend; its connection pool has.
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
             max_connections=None,
             max_keepalive_connections=0,
-            network_backend=GuardedBackend(policy),
+            network_backend=GuardedBackend(policy, setting),
         )
 
 

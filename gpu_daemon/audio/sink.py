@@ -1,0 +1,77 @@
+"""A file as it comes from outside: hashed on the way, in constant memory, with room left on the disk."""
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from gpu_daemon.errors import DiskFull
+
+BATCH_BYTES = 1 << 20
+"""Worth a thread."""
+FREE_CHECK_BYTES = 64 << 20
+"""Free space is looked at once for so many bytes."""
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class FileSink:
+    """Writes and hashes; every method but `close` blocks and belongs in a thread."""
+
+    def __init__(self, target: Path, *, reserve_bytes: int) -> None:
+        self._target = target
+        self._reserve_bytes = reserve_bytes
+        self._unchecked_bytes = FREE_CHECK_BYTES
+        self._sha256 = hashlib.sha256()
+        self._file: BinaryIO | None = None
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def write(self, batch: bytes | bytearray) -> None:
+        """Raises DiskFull."""
+        try:
+            if self._file is None:
+                self._target.parent.mkdir(exist_ok=True)
+                self._file = self._target.open("xb", buffering=0)
+            self._unchecked_bytes += len(batch)
+            if self._unchecked_bytes >= FREE_CHECK_BYTES:
+                self._unchecked_bytes = 0
+                self._check_free()
+            view = memoryview(batch)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise _disk_full() from error
+            raise
+        self._sha256.update(batch)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _check_free(self) -> None:
+        if shutil.disk_usage(self._target.parent).free < self._reserve_bytes:
+            raise _disk_full()
+
+
+def _disk_full() -> DiskFull:
+    return DiskFull("there is too little disk space for the file; try again later", retry_after_s=60)
+
+
+def sync(target: Path) -> None:
+    """The file, its name and its directory's name will survive a power cut. Blocks. Raises DiskFull."""
+    try:
+        for path in (target, target.parent, target.parent.parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise _disk_full() from error
+        raise
