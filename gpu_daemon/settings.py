@@ -53,6 +53,8 @@ class Settings(BaseSettings):
 
     result_ttl_s: int = Field(86400, gt=0)
     audio_ttl_s: int = Field(0, ge=0)
+    reuse_results: bool = True
+    """The same audio with the same model and options gets the stored result."""
 
     model_idle_s: int = Field(300, gt=0)
     vram_reserve_mb: int = Field(1024, ge=0)

@@ -20,6 +20,8 @@ CREATE TABLE jobs (
     metadata            json,               -- json, not jsonb: clients get their own text back
     idempotency_key     text,               -- as the client sent it; unique among the jobs of a client
     request_sha256      text,               -- what it sent under that key, so that another request is told apart
+    reused              boolean NOT NULL DEFAULT false,  -- the result is that of an earlier job with the same audio
+    model_sha256        text,               -- of the checkpoint that made the result
     result              json,               -- the Transcript with times and GPU figures; json keeps the order of its keys
     timings             jsonb NOT NULL DEFAULT '{}',
     error_code          text,
@@ -32,6 +34,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_queued ON jobs (priority DESC, seq) WHERE state = 'queued';
 CREATE UNIQUE INDEX jobs_idempotency ON jobs (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX jobs_processing ON jobs (id) WHERE state = 'processing';
+CREATE INDEX jobs_reusable ON jobs (file_sha256) WHERE state = 'completed';
 CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 
 -- The outbox: one row per job that owes a callback, written in the transaction that ends the job.

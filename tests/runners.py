@@ -23,7 +23,7 @@ SENTENCE = "The black dog sees the young doctor."
 
 
 def demo(name: str = "demo") -> ModelSpec:
-    return ModelSpec(name=name, path=DEMO, official=None)
+    return ModelSpec(name=name, path=DEMO, sha256="0" * 64, official=None)
 
 
 @cache

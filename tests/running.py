@@ -32,6 +32,7 @@ class RunningDaemon:
             "DEVICES": "cpu",
             "DEFAULT_MODEL": "demo",
             "DISK_RESERVE_MB": "64",
+            "REUSE_RESULTS": "false",
             "CALLBACK_ALLOWED_NETWORKS": "loopback",
             "LOG_FORMAT": "json",
             "LOG_LEVEL": "DEBUG",

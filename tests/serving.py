@@ -91,6 +91,7 @@ async def served_daemon(
         "devices": ("cpu",),
         "default_model": "demo",
         "disk_reserve_mb": 64,
+        "reuse_results": False,
         "callback_allowed_networks": ("loopback",),
     }
     made = Settings(_env_file=None, **given | settings)

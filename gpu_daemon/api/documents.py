@@ -75,6 +75,11 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "examples": ['{"order": 7}'],
     },
     "wait": {"type": "boolean", "default": False, "description": "Answer 200 with the result once it is there."},
+    "reuse_result": {
+        "type": "boolean",
+        "default": True,
+        "description": "Answer with the stored result when the same audio was done with the same model and options.",
+    },
     "mode": {"type": "string", "enum": ["accurate"], "default": "accurate"},
     "channel_mode": {"type": "string", "enum": ["mix"], "default": "mix"},
     "diarize": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},

@@ -29,7 +29,7 @@ KNOWN = frozenset(
         "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
         "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
         "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "condition_on_previous_text", "priority",
-        "metadata", "wait", "diarize",
+        "metadata", "wait", "diarize", "reuse_result",
     }
 )  # fmt: skip
 NOT_YET = frozenset({"url", "num_speakers", "min_speakers", "max_speakers", "hf_token"})
@@ -44,6 +44,7 @@ class Submission:
     priority: int
     metadata: dict[str, Any] | None
     wait: bool
+    reuse_result: bool
 
 
 def parse_fields(
@@ -77,6 +78,7 @@ def parse_fields(
         priority=_integer(given, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         metadata=_metadata(given),
         wait=_boolean(given, "wait", False),
+        reuse_result=_boolean(given, "reuse_result", True),
     )
 
 

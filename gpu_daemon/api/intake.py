@@ -82,7 +82,7 @@ class Intake:
         )
         idempotency = None if key is None else IdempotencyKey(key, _fingerprint(upload.fields, upload.sha256))
         try:
-            job = await self._context.scheduler.submit(new, idempotency)
+            job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
         except OutcomeUnknown:
             raise  # the row may have been committed, here as when we are cancelled: the files stay until that is known
         except Exception:

@@ -64,6 +64,7 @@ class Result(Body):
     processing_time_s: float | None
     timings: dict[str, float] = Field(description="seconds by stage")
     gpu: Gpu | None = Field(description="null on a CPU")
+    reused: bool = Field(description="the transcript was made for an earlier job with the same audio and options")
 
 
 class JobErrorView(Body):
@@ -101,6 +102,7 @@ class JobSummary(Body):
     queue_time_s: float | None
     processing_time_s: float | None
     timings: dict[str, float]
+    reused: bool = Field(description="the result is that of an earlier job with the same audio, model and options")
     metadata: dict[str, Any] | None
     error: JobErrorView | None
 
@@ -175,6 +177,7 @@ class QueueStats(Body):
     queued: int
     started: int
     finished: int
+    reused: int = Field(description="of the finished, those answered with the result of an earlier job")
     failed: int
     cancelled: int
     workers: int
@@ -278,6 +281,7 @@ def job_summary(job: Job, *, live: Live | None, position: int | None, wait_s: fl
         "queue_time_s": _rounded(job.queue_time_s),
         "processing_time_s": _rounded(job.processing_time_s),
         "timings": job.timings,
+        "reused": job.reused,
         "metadata": job.metadata,
         "error": None if job.error_code is None else {"code": job.error_code, "message": job.error_message},
     }

@@ -34,6 +34,7 @@ async def queue_stats(request: Request) -> QueueStats:
         queued=counts[JobState.QUEUED],
         started=counts[JobState.PROCESSING],
         finished=counts[JobState.COMPLETED],
+        reused=await context.jobs.count_reused(),
         failed=counts[JobState.FAILED],
         cancelled=counts[JobState.CANCELLED],
         workers=len(context.scheduler.workers()),

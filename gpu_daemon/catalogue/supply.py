@@ -163,7 +163,7 @@ class Supply:
         else:
             path, official = await self._downloaded(), ALIASES.get(self.row.name, self.row.name)
         self._size_bytes = self._done_bytes = (await blocking(path.stat)).st_size
-        self.spec = ModelSpec(name=self.row.name, path=path, official=official)
+        self.spec = ModelSpec(name=self.row.name, path=path, sha256=self._sha256 or "", official=official)
         log.info("model.ready", model=self.row.name, size_bytes=self._size_bytes)
         self._move(ModelState.READY)
 

@@ -22,6 +22,7 @@ class ModelSpec(BaseModel):
 
     name: str
     path: Path
+    sha256: str
     official: str | None
     """openai's name, from which the alignment heads follow; None for a local checkpoint."""
 

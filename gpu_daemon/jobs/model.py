@@ -89,6 +89,8 @@ class Job(NewJob):
     finished_at: datetime | None
     error_code: str | None
     error_message: str | None
+    reused: bool
+    """The result is that of an earlier job with the same audio, model and options."""
     timings: dict[str, float]
     """Seconds by stage, of the attempt that ended the job."""
 

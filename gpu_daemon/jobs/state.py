@@ -12,7 +12,8 @@ from gpu_daemon.errors import IllegalTransition
 
 class JobState(StrEnum):
     # In: submit (row committed, file synced); retry after a crash of runner or daemon; graceful stop.
-    # Out: a worker claims it; cancel; failed, when its file or its model is gone.
+    # Out: a worker claims it; cancel; failed, when its file or its model is gone; completed, when an earlier job has
+    # the result already.
     QUEUED = "queued"
     # In: claimed by a worker, attempt counted. Out: any of the others. Owned by one (attempt, lease_token).
     PROCESSING = "processing"
@@ -28,7 +29,7 @@ TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 MOVES = MappingProxyType(
     {
-        JobState.QUEUED: frozenset({JobState.PROCESSING, JobState.FAILED, JobState.CANCELLED}),
+        JobState.QUEUED: frozenset({JobState.PROCESSING, *TERMINAL}),
         JobState.PROCESSING: frozenset({JobState.QUEUED, *TERMINAL}),
         JobState.COMPLETED: frozenset(),
         JobState.FAILED: frozenset(),

@@ -23,6 +23,7 @@ from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.recovery import recover, remove_files
 from gpu_daemon.scheduling.retention import Retention
+from gpu_daemon.scheduling.reuse import reused_result
 from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
 from gpu_daemon.scheduling.worker import Worker
 from gpu_daemon.settings import Settings
@@ -132,7 +133,9 @@ class Scheduler:
         check_queue(self._settings, len(self._queue), self._wait_behind(len(self._queue)))
         check_disk(self._settings, size_bytes)
 
-    async def submit(self, new: NewJob, idempotency: IdempotencyKey | None = None) -> Job:
+    async def submit(
+        self, new: NewJob, idempotency: IdempotencyKey | None = None, *, reuse_result: bool = False
+    ) -> Job:
         """Its files are synced already. When this returns the job cannot be lost; it has another id than `new` when the
         client's key has made one before. Raises Conflict, Unavailable."""
         if not self._accepting:
@@ -147,6 +150,8 @@ class Scheduler:
         if job.id != new.id:
             return job
         log.info("job.queued", job_id=job.id, model=job.options.model, duration_s=job.duration_s, client=job.client)
+        if reuse_result and self._settings.reuse_results and (done := await self._reused(job)) is not None:
+            return done
         self._enter(job)
         return job
 
@@ -269,6 +274,22 @@ class Scheduler:
             await self._announce_end(job.id, state)
 
     # Inside.
+
+    async def _reused(self, job: Job) -> Job | None:
+        """The job, completed with the result of an earlier one; None: it must run."""
+        spec = self._catalogue.spec(job.options.model)
+        if spec is None:
+            return None
+        try:
+            earlier = await self._jobs.reusable_result(job, spec.sha256)
+            if earlier is None:
+                return None
+            result = await asyncio.to_thread(reused_result, earlier)
+            if await self._jobs.complete_queued(job, result, model_sha256=spec.sha256):
+                await self._announce_end(job.id, JobState.COMPLETED)
+            return await self._jobs.get(job.id)
+        except Unavailable:
+            return None
 
     def _enter(self, job: Job) -> None:
         self._queue.push(Waiting.of(job))

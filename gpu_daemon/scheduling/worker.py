@@ -261,7 +261,9 @@ class Worker:
         reach(FaultPoint.RESULT_RECEIVED)
         timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
         result = _result(completed, job, timings, usage.summary())
-        recorded = await self._record(lambda: self._jobs.complete(current.claim, result, timings))
+        recorded = await self._record(
+            lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256)
+        )
         return (JobState.COMPLETED if recorded else None), duration_s / (clock.monotonic() - began)
 
     async def _settle(self, current: _Current, error: GpuDaemonError) -> JobState | None:
@@ -370,5 +372,6 @@ def _result(completed: Completed, job: Job, timings: dict[str, float], gpu: dict
         "processing_time_s": round((clock.now() - job.started_at).total_seconds(), 3),
         "timings": timings,
         "gpu": gpu,
+        "reused": False,
     }
     return completed.transcript[:-1] + b"," + json.dumps(extra).encode()[1:]

@@ -154,6 +154,11 @@ class JobStore:
             found = dict(await db.fetch("SELECT state, count(*) FROM jobs GROUP BY state"))
         return {state: found.get(state.value, 0) for state in JobState}
 
+    async def count_reused(self) -> int:
+        """Jobs that were answered with the result of an earlier one."""
+        async with connection(self._pool) as db:
+            return int(await db.fetchval("SELECT count(*) FROM jobs WHERE reused"))
+
     async def claim(self, job_id: JobId, worker_index: int) -> tuple[Claim, Job] | None:
         """queued → processing; the attempt is counted here. None: somebody else has moved the job."""
         check_move(JobState.QUEUED, JobState.PROCESSING)
@@ -184,7 +189,9 @@ class JobStore:
             f"UPDATE jobs SET stage = $4, progress = $5 WHERE {OURS}", *_lease(claim), stage, progress
         )
 
-    async def complete(self, claim: Claim, result: bytes, timings: dict[str, float]) -> bool:
+    async def complete(
+        self, claim: Claim, result: bytes, timings: dict[str, float], *, model_sha256: str | None = None
+    ) -> bool:
         """processing → completed, with the result as the JSON text that it is."""
         return await self._end(
             JobState.PROCESSING,
@@ -194,6 +201,34 @@ class JobStore:
             progress=100,
             result=result.decode(),
             timings=json.dumps(timings),
+            model_sha256=model_sha256,
+        )
+
+    async def reusable_result(self, job: Job, model_sha256: str) -> str | None:
+        """Of the client's latest job that did the same to the same audio with the same checkpoint."""
+        async with connection(self._pool) as db:
+            text: str | None = await db.fetchval(
+                """SELECT result FROM jobs WHERE state = 'completed' AND file_sha256 = $1 AND options = $2::jsonb
+                   AND client IS NOT DISTINCT FROM $3 AND model_sha256 = $4 ORDER BY seq DESC LIMIT 1""",
+                job.file_sha256,
+                job.options.model_dump_json(),
+                job.client,
+                model_sha256,
+            )
+        return text
+
+    async def complete_queued(self, job: Job, result: bytes, *, model_sha256: str) -> bool:
+        """queued → completed, with the result of an earlier job."""
+        return await self._end(
+            JobState.QUEUED,
+            JobState.COMPLETED,
+            QUEUED,
+            (uuid.UUID(job.id),),
+            progress=100,
+            started_at=job.created_at,
+            result=result.decode(),
+            reused=True,
+            model_sha256=model_sha256,
         )
 
     async def fail(self, claim: Claim, code: str, message: str) -> bool:

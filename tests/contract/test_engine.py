@@ -149,7 +149,7 @@ def test_what_is_no_checkpoint_is_refused(engine: Engine, tmp_path: Path) -> Non
     path = tmp_path / "model.pt"
     path.write_text("not a checkpoint")
     with pytest.raises(JobError, match="other") as caught:
-        engine.load(ModelSpec(name="other", path=path, official=None), nothing)
+        engine.load(ModelSpec(name="other", path=path, sha256="0" * 64, official=None), nothing)
     assert caught.value.code == "bad_checkpoint"
     assert str(tmp_path) not in caught.value.message
     assert [model.name for model in engine.loaded()] == ["demo"]

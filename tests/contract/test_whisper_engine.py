@@ -68,7 +68,7 @@ def save(tmp_path: Path) -> Save:
         torch.nn.init.normal_(random.decoder.positional_embedding)  # whisper leaves it as the memory was
         path = tmp_path / f"{name}.pt"
         torch.save({"dims": dimensions, "model_state_dict": random.half().state_dict()}, path)
-        return ModelSpec(name=name, path=path, official=official)
+        return ModelSpec(name=name, path=path, sha256="0" * 64, official=official)
 
     return save
 
@@ -248,7 +248,7 @@ def test_a_model_that_can_translate_does(engine: WhisperEngine) -> None:
 
 def test_official_checkpoints_get_their_alignment_heads(save: Save) -> None:
     """Upstream's load_model loses them when it is given a path."""
-    with_heads = Checkpoint.open(save("tiny", official="tiny")).build(CPU, nothing)
+    with_heads = Checkpoint.open(save("tiny", sha256="0" * 64, official="tiny")).build(CPU, nothing)
     expected = whisper.model.Whisper(whisper.model.ModelDimensions(**DIMENSIONS))
     expected.set_alignment_heads(whisper._ALIGNMENT_HEADS["tiny"])
     assert torch.equal(with_heads.alignment_heads.to_dense(), expected.alignment_heads.to_dense())
@@ -258,7 +258,7 @@ def test_official_checkpoints_get_their_alignment_heads(save: Save) -> None:
 
 def test_a_checkpoint_of_the_old_format_is_read_as_well(save: Save, tmp_path: Path) -> None:
     new = save()
-    old = ModelSpec(name="old", path=tmp_path / "old.pt", official=None)
+    old = ModelSpec(name="old", path=tmp_path / "old.pt", sha256="0" * 64, official=None)
     torch.save(torch.load(new.path, weights_only=True), old.path, _use_new_zipfile_serialization=False)
     expected = Checkpoint.open(new).build(CPU, nothing).state_dict()
     for name, tensor in Checkpoint.open(old).build(CPU, nothing).state_dict().items():
@@ -269,7 +269,7 @@ def test_another_file_under_the_same_name_replaces_the_model(engine: WhisperEngi
     engine.load(save("same"), nothing)
     before = {model.name: model.size_bytes for model in engine.loaded()}
     other = save("other", n_audio_layer=5).path
-    engine.load(ModelSpec(name="same", path=other, official=None), nothing)
+    engine.load(ModelSpec(name="same", path=other, sha256="0" * 64, official=None), nothing)
     after = {model.name: model.size_bytes for model in engine.loaded()}
     assert after["same"] > before["same"]
     engine.unload("same")
@@ -322,7 +322,7 @@ def _code(path: Path, _: Path) -> None:
 def test_a_file_that_is_no_whisper_checkpoint_is_refused(
     save: Save, tmp_path: Path, spoil: Callable[[Path, Path], None]
 ) -> None:
-    spec = ModelSpec(name="bad", path=tmp_path / "bad.pt", official=None)
+    spec = ModelSpec(name="bad", path=tmp_path / "bad.pt", sha256="0" * 64, official=None)
     spoil(spec.path, save().path)
     with pytest.raises(JobError, match="the file of the model bad is not a Whisper checkpoint") as caught:
         Checkpoint.open(spec).build(CPU, nothing)
@@ -332,7 +332,7 @@ def test_a_file_that_is_no_whisper_checkpoint_is_refused(
 
 def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="is gone") as caught:
-        Checkpoint.open(ModelSpec(name="lost", path=tmp_path / "lost.pt", official=None))
+        Checkpoint.open(ModelSpec(name="lost", path=tmp_path / "lost.pt", sha256="0" * 64, official=None))
     assert caught.value.code == "model_unavailable"
 
 

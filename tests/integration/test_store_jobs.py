@@ -309,12 +309,19 @@ MOVE_BY: dict[str, tuple[JobState, Callable[[JobStore, Claim], Awaitable[bool]]]
     "cancel": (JobState.CANCELLED, lambda store, claim: store.cancel(claim)),
     "fail_queued": (JobState.FAILED, lambda store, claim: store.fail_queued(claim.job_id, "c", "m")),
     "cancel_queued": (JobState.CANCELLED, lambda store, claim: store.cancel_queued(claim.job_id)),
+    "complete_queued": (JobState.COMPLETED, lambda store, claim: _is_reused(store, claim)),
 }
-FROM_QUEUE = {"claim", "fail_queued", "cancel_queued"}
+FROM_QUEUE = {"claim", "fail_queued", "cancel_queued", "complete_queued"}
 
 
 async def _is_claimed(store: JobStore, claim: Claim) -> bool:
     return await store.claim(claim.job_id, 0) is not None
+
+
+async def _is_reused(store: JobStore, claim: Claim) -> bool:
+    job = await store.get(claim.job_id)
+    assert job is not None
+    return await store.complete_queued(job, b"{}", model_sha256="0" * 64)
 
 
 async def in_state(store: JobStore, state: JobState) -> Claim:

@@ -31,6 +31,7 @@ def test_nothing_said_is_what_whisper_does() -> None:
         priority=0,
         metadata=None,
         wait=False,
+        reuse_result=True,
     )
     assert parse().options.temperature == TEMPERATURE_LADDER
 

@@ -34,6 +34,7 @@ COMPLETED = Job(
     finished_at=CREATED + timedelta(seconds=12.6004),
     error_code=None,
     error_message=None,
+    reused=False,
     timings={},
 )
 RESULT = '{"text": "Привет \\u0000 \\"", "n": 1.10, "b": [1,2]}'

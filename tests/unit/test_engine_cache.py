@@ -8,7 +8,7 @@ from gpu_daemon.errors import JobError
 
 
 def spec(name: str, path: str = "/models/a.pt") -> ModelSpec:
-    return ModelSpec(name=name, path=Path(path), official=None)
+    return ModelSpec(name=name, path=Path(path), sha256="0" * 64, official=None)
 
 
 class Device:

@@ -1,0 +1,67 @@
+"""The same audio with the same model and options: the stored result, unless the client wants it done again."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_daemon.database.pool import ConnectionParameters, Pool
+from tests.receiver import Receiver
+from tests.serving import ServedDaemon, served_daemon, tone
+
+ABOUT_THE_RUN = {"queue_time_s", "processing_time_s", "timings", "gpu", "reused"}
+
+
+@pytest.fixture
+async def served(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ServedDaemon]:
+    keys: Any = ("first-key-of-a-test", "second-key-of-a-test")
+    async with served_daemon(tmp_path, database, monkeypatch, reuse_results=True, api_keys=keys) as served:
+        served.client.headers["X-API-Key"] = keys[0]
+        yield served
+
+
+async def done(served: ServedDaemon, audio: bytes | None = None, **fields: str) -> dict[str, Any]:
+    response = await served.post(audio, **fields)
+    assert response.status_code == 202, response.text
+    return await served.finished(response.json()["job_id"])
+
+
+async def test_the_stored_result_is_the_answer(served: ServedDaemon, receiver: Receiver) -> None:
+    first = await done(served, language="en")
+    response = await served.post(name="other.wav", language="en", callback_url=receiver.url, metadata='{"order": 2}')
+    assert (response.status_code, response.json()["status"]) == (202, "completed")
+    second = await served.json(f"/jobs/{response.json()['job_id']}")
+    assert (first["reused"], second["reused"], second["attempt"]) == (False, True, 0)
+    assert second["job_id"] != first["job_id"]
+    assert (second["file_name"], second["progress"], second["queue_time_s"]) == ("other.wav", 100, 0)
+    for name in first["result"].keys() - ABOUT_THE_RUN:
+        assert second["result"][name] == first["result"][name], name
+    assert list(second["result"]) == list(first["result"])
+    (request,) = await receiver.wait_for(1)
+    assert (request.json()["status"], request.json()["metadata"]) == ("completed", {"order": 2})
+    assert request.json()["result"]["text"] == first["result"]["text"]
+    assert (await served.json("/queue/stats"))["reused"] == 1
+    assert served.directories() == []
+    waited = await served.post(language="en", wait="true")
+    assert (waited.status_code, waited.json()["reused"]) == (200, True)
+
+
+async def test_what_differs_is_done_anew(served: ServedDaemon) -> None:
+    assert not (await done(served, language="en"))["reused"]
+    assert not (await done(served, language="en", prompt="other"))["reused"]
+    assert not (await done(served, tone(0.9), language="en"))["reused"]
+    assert not (await done(served, language="en", reuse_result="false"))["reused"]
+    assert (await done(served, language="en"))["reused"]
+    served.client.headers["X-API-Key"] = "second-key-of-a-test"
+    assert not (await done(served, language="en"))["reused"], "what another client sent is its own"
+
+
+async def test_a_failed_job_or_another_checkpoint_is_no_answer(served: ServedDaemon, pool: Pool) -> None:
+    assert (await done(served, prompt="fake:error"))["status"] == "failed"
+    assert not (await done(served, prompt="fake:error"))["reused"]
+    assert not (await done(served))["reused"]
+    await pool.execute("UPDATE jobs SET model_sha256 = repeat('0', 64) WHERE state = 'completed'")
+    assert not (await done(served))["reused"]
