@@ -5,7 +5,7 @@ PY := .venv/bin/python
 RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORCH).txt | cksum | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check bench doctor format venv
+.PHONY: help demo run test check chaos bench doctor format venv
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -29,6 +29,12 @@ check: $(DEV_STAMP) ## the part of `test` that only reads the code
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-logo
+
+JOBS ?= 2000
+KILLS ?= 40
+chaos: $(DEV_STAMP) ## 2,000 jobs through 40 kills of daemon, runner, database, receiver: what was lost? (JOBS, KILLS, SEED)
+	@deploy/system-packages.sh ffmpeg
+	$(PY) -m tests.chaos --jobs $(JOBS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 bench: $(DEV_STAMP) ## latency of /health under load, memory during a large upload
 	@deploy/system-packages.sh ffmpeg espeak-ng

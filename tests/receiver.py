@@ -48,8 +48,12 @@ class Receiver:
         self._connections: set[asyncio.Task[None]] = set()
         self.url = ""
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def start(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"
 

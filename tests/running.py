@@ -14,6 +14,7 @@ import asyncpg
 import httpx2
 
 from gpu_daemon.database.pool import ConnectionParameters
+from gpu_daemon.faultpoints import VARIABLE
 
 ROOT = Path(__file__).parent.parent
 FAKE_ENGINE = {"GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
@@ -46,6 +47,8 @@ class RunningDaemon:
                 "DB_PASS": database.password,
             }
         self._environment |= settings
+        self.fault_point: str | None = None
+        """NAME:ACTION[:NTH] for the next start."""
         self.data_dir = data_dir
         self.url = ""
         self.lines: list[dict[str, Any]] = []
@@ -54,6 +57,10 @@ class RunningDaemon:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self.client = httpx2.AsyncClient(timeout=60, trust_env=False)
+
+    def set(self, **settings: str) -> None:
+        """For the next start."""
+        self._environment |= settings
 
     @property
     def pid(self) -> int:
@@ -70,12 +77,13 @@ class RunningDaemon:
     async def spawn(self) -> None:
         self.lines.clear()
         self.raw.clear()
+        fault_point = {} if self.fault_point is None else {VARIABLE: self.fault_point}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "gpu_daemon",
             "serve",
-            env=self._environment,
+            env=self._environment | fault_point,
             cwd=self.data_dir.parent,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -228,3 +236,30 @@ def descendants(pid: int) -> set[int]:
         found.update(children)
         todo += children
     return found
+
+
+def users(directory: Path) -> dict[int, str]:
+    """Processes, with their command lines, that have a file under `directory` open or were started with its name."""
+    found: dict[int, str] = {}
+    name = os.fsencode(directory)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            said = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            said += b"".join(os.fsencode(os.readlink(link)) + b"\0" for link in (entry / "fd").iterdir())
+        except OSError:  # it has ended, or is not ours
+            continue
+        if name + b"/" in said or name + b"\0" in said:
+            found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found
+
+
+async def unused(directory: Path, timeout_s: float = 20) -> None:
+    """Once no process uses `directory` any more. Processes that are not ours give no signal when they end."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while users(directory):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"processes are left: {users(directory)}") from None

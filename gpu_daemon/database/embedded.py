@@ -48,6 +48,11 @@ class EmbeddedPostgres:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server, while there is one."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
     async def start(self) -> ConnectionParameters:
         """Raises StartupError."""
         try:

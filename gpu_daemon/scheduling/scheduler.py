@@ -88,6 +88,7 @@ class Scheduler:
     async def start(self) -> None:
         for job in await recover(self._jobs, self._settings):
             self._queue.push(Waiting.of(job))
+        self._outbox.wake()  # recovery may have ended some
         self._accepting = True
         self._look_ahead()
         self._tasks = [asyncio.create_task(worker.run(), name=f"worker {worker.index}") for worker in self._workers]
