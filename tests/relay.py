@@ -18,15 +18,23 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._lose_answer_to: bytes | None = None
+        self._then_away = False
+        self._break_at: bytes | None = None
         self.lost = 0
         """Answers that were lost."""
         self.refuse = False
         """Hang up on whoever connects."""
 
-    def lose_answer_to(self, message: bytes) -> None:
-        """The next that contains this is done by the server, but its client sees the connection break; with `refuse`
-        all others break too, so that it cannot ask again."""
-        self._lose_answer_to = message
+    def lose_answer_to(self, message: bytes, *, then_away: bool = False) -> None:
+        """The next that contains this is done by the server, but its client sees the connection break.
+
+        `then_away`: so do all others, and nobody may connect until `refuse` is False again.
+        """
+        self._lose_answer_to, self._then_away = message, then_away
+
+    def break_at(self, message: bytes) -> None:
+        """The server never gets the next that contains this: it is away from there on."""
+        self._break_at = message
 
     async def start(self, port: int = 0) -> ConnectionParameters:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
@@ -36,13 +44,13 @@ class Relay:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            await self.hang_up()
+            self._break_all()
+            await asyncio.gather(*self._connections, return_exceptions=True)
             await self._server.wait_closed()
 
-    async def hang_up(self) -> None:
-        """On everybody."""
+    def _go_away(self) -> None:
+        self.refuse = True
         self._break_all()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _break_all(self) -> None:
         for task in self._connections:
@@ -81,6 +89,10 @@ class Relay:
         async def upstream() -> None:
             nonlocal losing
             while data := await client_in.read(1 << 16):
+                if self._break_at is not None and self._break_at in data:
+                    self._break_at = None
+                    self._go_away()
+                    return
                 if self._lose_answer_to is not None and self._lose_answer_to in data:
                     self._lose_answer_to, losing = None, True
                 server_out.write(data)
@@ -93,8 +105,8 @@ class Relay:
                     lost += data
                     if READY_FOR_QUERY in lost:
                         self.lost += 1
-                        if self.refuse:
-                            self._break_all()
+                        if self._then_away:
+                            self._go_away()
                         return
                     continue
                 client_out.write(data)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import asyncpg
 
 from gpu_daemon.database.pool import Connection, Pool
-from gpu_daemon.errors import Unavailable
+from gpu_daemon.errors import OutcomeUnknown, Unavailable
 
 DATABASE_AWAY = (
     OSError,
@@ -21,24 +21,26 @@ DATABASE_AWAY = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 
+AWAY = "the database does not answer; try again in a moment"
+
 
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A pooled connection. Raises Unavailable when the database is away."""
+    """A pooled connection. Raises Unavailable when the database is away, OutcomeUnknown when it goes away meanwhile."""
     try:
         connected = await pool.acquire(timeout=10)
-        try:
-            yield connected
-        finally:
-            # One that cannot be given back is thrown away by the pool; what was done on it is done.
-            with contextlib.suppress(*DATABASE_AWAY):
-                await pool.release(connected)
+    except DATABASE_AWAY as error:
+        raise Unavailable(AWAY, retry_after_s=5, code="database_unavailable") from error
+    try:
+        yield connected
     except DATABASE_AWAY as error:
         if isinstance(error, ValueError):  # an argument that asyncpg cannot encode
             raise
-        raise Unavailable(
-            "the database does not answer; try again in a moment", retry_after_s=5, code="database_unavailable"
-        ) from error
+        raise OutcomeUnknown(AWAY, retry_after_s=5) from error
+    finally:
+        # One that cannot be given back is thrown away by the pool; what was done on it is done.
+        with contextlib.suppress(*DATABASE_AWAY):
+            await pool.release(connected)
 
 
 class Doubts:
@@ -52,10 +54,10 @@ class Doubts:
 
     @contextmanager
     def about(self, write: Hashable) -> Iterator[None]:
-        """In doubt when Unavailable is raised inside, settled otherwise."""
+        """In doubt when OutcomeUnknown is raised inside, settled otherwise."""
         try:
             yield
-        except Unavailable:
+        except OutcomeUnknown:
             self._writes.add(write)
             raise
         self._writes.discard(write)

@@ -49,9 +49,9 @@ class JobStore:
         """
         try:
             return await self._insert(new, idempotency)
-        except Unavailable:
+        except OutcomeUnknown as error:
             if (job := await self._inserted_after_all(new.id)) is None:
-                raise
+                raise Unavailable(error.message, retry_after_s=error.retry_after_s, code=error.code) from error
             return job
         except (asyncpg.DataError, ValueError) as error:
             raise InvalidRequest(

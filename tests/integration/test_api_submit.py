@@ -16,7 +16,7 @@ from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.audio.ffmpeg import find_ffmpeg
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.store import jobs as jobs_module
-from tests.relay import EXECUTE, Relay
+from tests.relay import Relay
 from tests.serving import ServedDaemon, served_daemon, tone
 
 
@@ -343,12 +343,13 @@ async def test_a_job_of_unknown_outcome_is_settled_when_the_database_is_back(
         async with served_daemon(tmp_path, await relay.start(), monkeypatch) as served:
             headers = {"Idempotency-Key": "k"}
             with capture_logs() as logs:
-                relay.refuse = True
                 if stored:
-                    relay.lose_answer_to(EXECUTE)
+                    relay.lose_answer_to(b"doubt.wav", then_away=True)
                 else:
-                    await relay.hang_up()
-                response = await served.client.post("/transcribe", files={"file": ("a.wav", tone())}, headers=headers)
+                    relay.break_at(b"INSERT INTO jobs")
+                response = await served.client.post(
+                    "/transcribe", files={"file": ("doubt.wav", tone())}, headers=headers
+                )
                 assert response.status_code == 503
                 assert int(response.headers["retry-after"]) > 0
                 assert "Idempotency-Key" in error_of(response)["message"]
@@ -358,7 +359,7 @@ async def test_a_job_of_unknown_outcome_is_settled_when_the_database_is_back(
                         await asyncio.sleep(0.05)
             jobs = (await served.json("/jobs"))["jobs"]
             assert len(jobs) == stored
-            again = await served.client.post("/transcribe", files={"file": ("a.wav", tone())}, headers=headers)
+            again = await served.client.post("/transcribe", files={"file": ("doubt.wav", tone())}, headers=headers)
             job = await served.finished(again.json()["job_id"])
             assert job["status"] == "completed"
             assert [other["job_id"] for other in (await served.json("/jobs"))["jobs"]] == [job["job_id"]]

@@ -518,8 +518,7 @@ async def test_an_insert_that_nobody_can_ask_about_is_of_unknown_outcome(
     monkeypatch.setattr(jobs_module, "DOUBT_PAUSE_S", 0.01)
     store, relay = relayed
     await store.counts()
-    relay.refuse = True
-    relay.lose_answer_to(EXECUTE)
+    relay.lose_answer_to(EXECUTE, then_away=True)
     with pytest.raises(OutcomeUnknown):
         await store.insert(new_job())
 
