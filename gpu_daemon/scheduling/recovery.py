@@ -12,12 +12,14 @@ from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import TERMINAL
 from gpu_daemon.logs import log
 from gpu_daemon.scheduling.preparation import DECODED_NAME, SOURCE_NAME
+from gpu_daemon.scheduling.spool import deliver_spooled
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 
 
 async def recover(jobs: JobStore, settings: Settings) -> list[Job]:
     """The queued jobs, in the order of the queue."""
+    await deliver_spooled(jobs, settings.jobs_dir)
     requeued, ended = await jobs.orphans(settings.max_attempts)
     for job_id in requeued:
         log.warning("job.requeued", job_id=job_id, reason="the daemon died while it ran")

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from gpu_daemon import clock
@@ -27,6 +28,7 @@ from gpu_daemon.runner.protocol import Run
 from gpu_daemon.scheduling.limits import run_within_limits
 from gpu_daemon.scheduling.preparation import Prepared, Preparer
 from gpu_daemon.scheduling.queue import Waiting
+from gpu_daemon.scheduling.spool import spool
 from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
@@ -262,7 +264,8 @@ class Worker:
         timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
         result = _result(completed, job, timings, usage.summary())
         recorded = await self._record(
-            lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256)
+            lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256),
+            keep=partial(spool, self._settings.jobs_dir / job.id, current.claim, result, timings, spec.sha256),
         )
         return (JobState.COMPLETED if recorded else None), duration_s / (clock.monotonic() - began)
 
@@ -320,17 +323,29 @@ class Worker:
             # The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway.
             self._background(self._jobs.progress(current.claim, stage, progress))
 
-    async def _record(self, write: Callable[[], Awaitable[bool]]) -> bool:
-        """Write how the attempt ended, however long the database is away: the work is done and must not be lost."""
+    async def _record(self, write: Callable[[], Awaitable[bool]], *, keep: Callable[[], None] | None = None) -> bool:
+        """Write how the attempt ended, however long the database is away: the work is done and must not be lost.
+
+        `keep` puts it on disk meanwhile, in case the daemon does not live to see the database again. Blocks.
+        """
         failures = 0
         while True:
             try:
                 return await write()
             except (Unavailable, OSError) as error:
                 failures += 1
+                if failures == 1 and keep is not None:
+                    await self._keep(keep)
                 delay_s = backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng)
                 log.error("job.record_failed", job_id=self.job_id, error=str(error), retry_in_s=round(delay_s, 1))
                 await asyncio.sleep(delay_s)
+
+    async def _keep(self, keep: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(keep)
+            log.warning("result.kept_on_disk", job_id=self.job_id)
+        except OSError as error:
+            log.error("result.not_kept", job_id=self.job_id, error=str(error))
 
     def _background(self, write: Awaitable[bool]) -> None:
         async def tolerate() -> None:

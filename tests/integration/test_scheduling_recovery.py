@@ -6,6 +6,7 @@ from gpu_daemon.jobs.state import JobState
 from gpu_daemon.scheduling.preparation import DECODED_NAME
 from gpu_daemon.scheduling.recovery import recover
 from gpu_daemon.scheduling.retention import Retention
+from gpu_daemon.scheduling.spool import RESULT_NAME, spool
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 from tests.new_jobs import new_job, store_audio
@@ -86,3 +87,28 @@ async def test_results_and_audio_are_forgotten_in_time(tmp_path: Path, pool: Poo
     assert await state(jobs, owing.id) is JobState.COMPLETED  # its callback is still owed
     assert await state(jobs, recent.id) is JobState.COMPLETED
     assert {path.name for path in now.jobs_dir.iterdir()} == {owing.id, waiting.id}
+
+
+async def test_a_result_on_disk_counts_for_the_attempt_that_made_it(tmp_path: Path, pool: Pool) -> None:
+    jobs, now = JobStore(pool), settings(tmp_path)
+    claims = []
+    for _ in range(3):
+        job = await jobs.insert(new_job())
+        store_audio(now.jobs_dir, job.id)
+        claimed = await jobs.claim(job.id, 0)
+        assert claimed is not None
+        claims.append(claimed[0])
+        spool(now.jobs_dir / job.id, claimed[0], b'{"text": "hi"}', {"transcribing": 1.5}, "0" * 64)
+    good, late, broken = claims
+    await jobs.requeue(late, charge=True)
+    (now.jobs_dir / broken.job_id / RESULT_NAME).write_bytes(b"not what we wrote\n{}")
+
+    queued = await recover(jobs, now)
+
+    assert [job.id for job in queued] == [late.job_id, broken.job_id]
+    assert await jobs.result(good.job_id) == '{"text": "hi"}'
+    done = await jobs.get(good.job_id)
+    assert done is not None
+    assert (done.state, done.attempt, done.timings) == (JobState.COMPLETED, 1, {"transcribing": 1.5})
+    assert not list(now.jobs_dir.glob(f"{late.job_id}/{RESULT_NAME}"))
+    assert not (now.jobs_dir / good.job_id).exists()
