@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     disk_reserve_mb: int = Field(1024, ge=0)
     """Uploads are refused while less is free."""
 
+    affinity_max_wait_s: int = Field(30, ge=0)
+    """So long a job may be passed over for others whose model a GPU holds already."""
+
     max_attempts: int = Field(3, ge=1)
     job_timeout_s: int | None = Field(None, gt=0)
     """Unset: 1800 plus the duration of the audio."""

@@ -7,7 +7,8 @@ const UNKNOWN = "–";
 const TONES = {
   ready: "good", idle: "good", busy: "good",
   starting: "wait", waiting: "wait", downloading: "wait", verifying: "wait", restarting: "wait",
-  error: "bad", failed: "bad", stopped: "bad",
+  draining: "wait", drained: "wait",
+  error: "bad", failed: "bad", stopped: "bad", quarantined: "bad",
 };
 
 const element = (id) => document.getElementById(id);
@@ -56,7 +57,8 @@ function fillWorker(_, part, worker) {
   part(".name").textContent = `${device} · ${worker.device.name}`;
   chip(part(".state"), worker.state);
   const doing = [];
-  if (worker.state === "busy") {
+  const works = worker.stage !== null;
+  if (works) {
     if (worker.job_id) doing.push(`job ${short(worker.job_id)}`);
     if (worker.model) doing.push(worker.model);
     if (worker.stage) doing.push(worker.stage);
@@ -67,7 +69,7 @@ function fillWorker(_, part, worker) {
   }
   if (worker.restarts) doing.push(`restarted ${worker.restarts}×`);
   part(".doing").textContent = doing.join(" · ");
-  bar(part("progress"), worker.state === "busy" ? worker.progress : null, 100);
+  bar(part("progress"), works ? worker.progress : null, 100);
   show(part(".error"), worker.error ?? "");
 }
 

@@ -1,11 +1,15 @@
 """An engine without torch, for tests of everything around it: `GPU_DAEMON_ENGINE=tests.fake_engine:create`.
 
 What it hears depends on the samples alone. A job's `initial_prompt` says how it behaves: `fake:sleep=2` takes two
-seconds, `fake:hang` never moves again, `fake:segv`, `fake:exit` end the process, `fake:oom`, `fake:error`, `fake:bug`
-and `fake:lost` raise what an engine may raise, `fake:garbage` writes nonsense into the socket, `fake:print` prints.
+seconds, `fake:until=FILE` goes on until that file exists, `fake:hang` never moves again, `fake:deaf` neither, and
+SIGTERM does not end it, `fake:segv`, `fake:exit` end the process, `fake:oom`, `fake:error`, `fake:bug` and `fake:lost`
+raise what an engine may raise, `fake:garbage` writes nonsense into the socket, `fake:print` prints.
 `fake:once=FILE,segv` does it only if FILE does not exist yet, and makes it.
+
+With FAKE_LOAD_UNTIL=FILE in the environment loading a model goes on until that file exists.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -28,6 +32,8 @@ TICK_S = 0.02
 SLEPT = 0.9
 """The fraction that is done when it has slept."""
 LOUD = 0.01
+IGNORED = 1
+"""SIG_IGN"""
 SEGMENT_TOKENS = tuple(range(100, 100 + WORDS_PER_SEGMENT))
 
 
@@ -45,6 +51,8 @@ class FakeEngine:
     def load(self, spec: ModelSpec, progress: Progress) -> None:
         progress(0.0)
         if spec.name not in self._loaded:
+            if (file := os.environ.get("FAKE_LOAD_UNTIL")) is not None:
+                _until(Path(file), progress)
             if not spec.path.read_bytes().startswith(b"PK"):
                 raise JobError(f"the checkpoint of {spec.name} cannot be read", code="bad_checkpoint")
             self._loaded[spec.name] = LoadedModel(spec.name, spec.path.stat().st_size)
@@ -111,6 +119,8 @@ def behave(prompt: str, progress: Progress) -> None:
             return
         Path(file).touch()
         behave(f"fake:{then}", progress)
+    elif name == "until":
+        _until(Path(value), progress)
     elif name == "sleep":
         _sleep(float(value), progress)
     else:
@@ -122,6 +132,17 @@ def _sleep(seconds: float, progress: Progress) -> None:
     while (left_s := until_s - time.monotonic()) > 0:
         progress((1 - left_s / seconds) * SLEPT)
         time.sleep(min(left_s, TICK_S))
+
+
+def _until(file: Path, progress: Progress) -> None:
+    while not file.exists():
+        progress(0.0)
+        time.sleep(TICK_S)
+
+
+def _deaf() -> None:
+    ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(IGNORED))  # Python's own works in the main thread only
+    _hang()
 
 
 def _hang() -> None:
@@ -168,6 +189,7 @@ def _lost() -> None:
 
 ENDINGS: dict[str, Callable[[], None]] = {
     "hang": _hang,
+    "deaf": _deaf,
     "segv": _segv,
     "exit": _exit,
     "garbage": _garbage,

@@ -47,7 +47,7 @@ MEANINGS = {
     413: "too many bytes, or too many seconds of audio",
     415: "not audio or video that can be decoded",
     500: "a mistake of the daemon's",
-    503: "starting, stopping, or the queue is full; `Retry-After` says when to come back",
+    503: "starting, draining, stopping, or the queue is full; `Retry-After` says when to come back",
     507: "too little disk space; `Retry-After` says when to come back",
 }
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -11,7 +11,7 @@ router = APIRouter(tags=["health"])
 RETRY_AFTER_S = 5
 
 
-@router.get("/health", summary="starting, ready or error, and why")
+@router.get("/health", summary="starting, ready, draining or error, and why")
 async def health(request: Request) -> Health:
     """Always 200, and never asks the database: it says what the daemon knows of itself."""
     context = context_of(request)

@@ -6,15 +6,25 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpu_daemon.api.access import Client, RequireKey
-from gpu_daemon.api.context import context_of
+from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.errors import documented
-from gpu_daemon.api.schemas import DashboardState, Language, LanguagePage, ModelPage, ModelView, WorkerPage
-from gpu_daemon.api.state import dashboard_state, model_view, worker_views
+from gpu_daemon.api.schemas import (
+    DashboardState,
+    Draining,
+    Language,
+    LanguagePage,
+    ModelPage,
+    ModelView,
+    WorkerPage,
+    WorkerView,
+)
+from gpu_daemon.api.state import dashboard_state, health_reason, model_view, worker_views
 from gpu_daemon.errors import InvalidRequest, NotFound, TooLarge
 from gpu_daemon.jobs.languages import LANGUAGES
 
 router = APIRouter(tags=["operations"])
 MAX_JSON_BYTES = 64 * 1024
+WorkerIndex = Annotated[int, Path()]
 
 
 @router.get(
@@ -81,6 +91,66 @@ async def languages() -> LanguagePage:
 @router.get("/workers", summary="One per device: what each does", responses=documented(401))
 async def workers(request: Request, client: Client) -> WorkerPage:
     return WorkerPage(workers=worker_views(context_of(request), client))
+
+
+@router.post(
+    "/workers/{index}/drain", summary="Let it finish its job and take no other", responses=documented(400, 401, 404)
+)
+async def drain_worker(request: Request, client: Client, index: WorkerIndex) -> WorkerView:
+    """Its runner stays, with the models it holds. Until it is resumed, or the daemon starts again."""
+    context = context_of(request)
+    context.scheduler.worker(index).drain()
+    return worker_views(context, client)[index]
+
+
+@router.post(
+    "/workers/{index}/resume",
+    summary="Let it take jobs again, also after a quarantine",
+    responses=documented(400, 401, 404, 409),
+)
+async def resume_worker(request: Request, client: Client, index: WorkerIndex) -> WorkerView:
+    context = context_of(request)
+    context.scheduler.worker(index).resume()
+    return worker_views(context, client)[index]
+
+
+@router.post(
+    "/workers/{index}/unload",
+    summary="Drop its models from memory",
+    responses=documented(400, 401, 404, 409, 503),
+)
+async def unload_worker(request: Request, client: Client, index: WorkerIndex) -> WorkerView:
+    """The next job loads what it needs. 409 while a job runs."""
+    context = context_of(request)
+    await context.scheduler.worker(index).unload()
+    return worker_views(context, client)[index]
+
+
+@router.post(
+    "/drain",
+    dependencies=[RequireKey],
+    summary="Refuse new jobs and finish those that wait or run",
+    responses=documented(401),
+)
+async def drain(request: Request) -> Draining:
+    """Until it is resumed, or the daemon starts again."""
+    context = context_of(request)
+    context.scheduler.drain_all()
+    return _draining(context)
+
+
+@router.post("/resume", dependencies=[RequireKey], summary="Take new jobs again", responses=documented(401, 409))
+async def resume(request: Request) -> Draining:
+    context = context_of(request)
+    context.scheduler.resume_all()
+    return _draining(context)
+
+
+def _draining(context: Context) -> Draining:
+    scheduler = context.scheduler
+    return Draining(
+        health=health_reason(context), queued=len(scheduler.queued_ids()), running=len(scheduler.running_ids())
+    )
 
 
 @router.get("/dashboard/state", summary="What the page shows", responses=documented(401))

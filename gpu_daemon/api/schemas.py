@@ -143,7 +143,7 @@ class RunningJob(Body):
 
 
 class Health(Body):
-    status: Literal["starting", "ready", "error"]
+    status: Literal["starting", "ready", "draining", "error"]
     reason: str | None
     version: str
     gpu_available: bool
@@ -208,7 +208,9 @@ class DeviceView(Body):
 class WorkerView(Body):
     index: int
     device: DeviceView
-    state: str = Field(description="starting, idle, busy, restarting or stopped")
+    state: str = Field(
+        description="starting, idle, busy, restarting, draining (its last job runs), drained, quarantined or stopped"
+    )
     job_id: str | None
     model: str | None
     stage: str | None
@@ -217,7 +219,7 @@ class WorkerView(Body):
     pid: int | None
     answered_s_ago: float | None
     restarts: int
-    error: str | None = Field(description="why the runner last died or did not start")
+    error: str | None = Field(description="why the runner last died or did not start, or why it is quarantined")
 
 
 class WorkerPage(Body):
@@ -234,8 +236,16 @@ class LanguagePage(Body):
 
 
 class HealthReason(Body):
-    status: Literal["starting", "ready", "error"]
+    status: Literal["starting", "ready", "draining", "error"]
     reason: str | None
+
+
+class Draining(Body):
+    """What a drain still waits for."""
+
+    health: HealthReason
+    queued: int
+    running: int
 
 
 class QueueCounts(Body):

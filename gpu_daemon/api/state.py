@@ -37,8 +37,7 @@ IDLE = RunningJob(
 
 def health_reason(context: Context) -> HealthReason:
     readiness = context.scheduler.readiness()
-    status = "error" if readiness.status == "draining" else readiness.status
-    return HealthReason(status=status, reason=readiness.reason)
+    return HealthReason(status=readiness.status, reason=readiness.reason)
 
 
 async def dashboard_state(context: Context, client: str | None) -> DashboardState:
@@ -67,6 +66,7 @@ async def dashboard_state(context: Context, client: str | None) -> DashboardStat
 
 
 def worker_views(context: Context, client: str | None) -> list[WorkerView]:
+    """By their index."""
     own = set(own_ids(context, client, context.scheduler.running_ids()))
     return [_worker_view(worker, shows_job=worker.job_id in own) for worker in context.scheduler.workers()]
 

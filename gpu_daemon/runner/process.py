@@ -10,7 +10,7 @@ from typing import assert_never
 
 import gpu_daemon
 from gpu_daemon import clock
-from gpu_daemon.errors import JobCancelled, JobError, RunnerCrashed
+from gpu_daemon.errors import DeviceLost, JobCancelled, JobError, RunnerCrashed
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import JobId
@@ -61,6 +61,7 @@ class Runner:
         self._vram_reserve_mb = vram_reserve_mb
         self._link: Link | None = None
         self._running: dict[JobId, _Running] = {}
+        self._unloading: list[tuple[str | None, asyncio.Event]] = []
         self.loaded: dict[str, int] = {}
         """Bytes by model name."""
 
@@ -71,10 +72,11 @@ class Runner:
     @property
     def ready(self) -> bool:
         """It takes jobs; whether it still answers, `answered_s_ago` tells."""
-        return self.alive and self.hello is not None and not self._abandoned
+        return self.alive and self.hello is not None and not self.abandoned
 
     @property
-    def _abandoned(self) -> bool:
+    def abandoned(self) -> bool:
+        """SIGKILL did not end the child, which hangs in its driver: the device can have no other one."""
         return self._link is not None and self._link.abandoned and self.alive
 
     @property
@@ -98,7 +100,7 @@ class Runner:
 
         To be called from a thread that lives as long as the daemon: the kernel kills the child when that thread ends.
         """
-        if self._abandoned:
+        if self.abandoned:
             raise RunnerCrashed("the last runner was killed and has not ended: the driver of its device hangs")
         if not self.alive:
             self._link = await Link.open(self._launch, self._environment(), receive=self._receive, ended=self._end_jobs)
@@ -149,13 +151,20 @@ class Runner:
                 await self.kill()
 
     async def unload(self, model: str | None = None) -> None:
-        """Ask; `loaded` tells when it is done. None: every model."""
-        if self._link is not None:
+        """Returns when it is out of memory, or the child has ended. None: every model. Behind a job that runs."""
+        if self._link is None or not (self.loaded if model is None else model in self.loaded):
+            return
+        gone = (model, asyncio.Event())
+        self._unloading.append(gone)
+        try:
             self._link.send(Unload(model=model))
+            await gone[1].wait()
+        finally:
+            self._unloading.remove(gone)
 
     async def kill(self) -> None:
-        """At once; nothing is left of it when this returns."""
-        if self._link is not None and self.alive:
+        """At once; nothing is left of it when this returns, unless it is `abandoned`."""
+        if self._link is not None and self.alive and not self.abandoned:
             await self._link.kill()
             self._end_jobs()
 
@@ -200,15 +209,21 @@ class Runner:
                 if (running := self._running.get(message.job_id)) is not None and not running.ended.done():
                     running.ended.set_exception(_error(message))
             case Models():
-                self.loaded = message.loaded
+                self._now_loaded(message.loaded)
             case Hello() | Pong():
                 pass  # the link's own
             case _:
                 assert_never(message)
 
+    def _now_loaded(self, loaded: dict[str, int]) -> None:
+        self.loaded = loaded
+        for model, gone in self._unloading:
+            if not (loaded if model is None else model in loaded):
+                gone.set()
+
     def _end_jobs(self) -> None:
         """The child is gone: so are its models, and every job it had."""
-        self.loaded = {}
+        self._now_loaded({})
         assert self._link is not None
         for job_id, running in self._running.items():
             if not running.ended.done():
@@ -225,4 +240,6 @@ class Runner:
 def _error(failed: Failed) -> JobError:
     if failed.code == JobCancelled.code:
         return JobCancelled(failed.message)
+    if failed.code == DeviceLost.code:
+        return DeviceLost(failed.message)
     return JobError(failed.message, code=failed.code, retryable=failed.retryable)

@@ -19,10 +19,17 @@ class StalledJob(JobError):
 
 
 async def run_within_limits(
-    runner: Runner, request: Run, on_progress: Callable[[Stage, float], None], *, limit_s: float, stall_s: float
+    runner: Runner,
+    request: Run,
+    on_progress: Callable[[Stage, float], None],
+    *,
+    cancelled: asyncio.Event,
+    limit_s: float,
+    stall_s: float,
 ) -> Completed:
-    """`runner.run`; the child is killed when the job takes longer than `limit_s` in all (JobError `job_timeout`), makes
-    no progress for `stall_s` (StalledJob), or the caller is cancelled."""
+    """`runner.run`, stopped once `cancelled` is set (JobCancelled); the child is killed when the job takes longer than
+    `limit_s` in all (JobError `job_timeout`), makes no progress for `stall_s` (StalledJob), or the caller is cancelled.
+    """
     deadline = clock.monotonic() + limit_s
     beat, at = clock.monotonic(), Stage.LOADING
 
@@ -31,7 +38,12 @@ async def run_within_limits(
         beat, at = clock.monotonic(), stage
         on_progress(stage, fraction)
 
+    async def obey() -> None:
+        await cancelled.wait()
+        await runner.cancel(request.job_id)
+
     run = asyncio.create_task(runner.run(request, advanced))
+    obeying = asyncio.create_task(obey())  # after `run`, so that the runner knows of the job when it is asked
     try:
         while not run.done():
             now = clock.monotonic()
@@ -44,6 +56,7 @@ async def run_within_limits(
             await asyncio.wait({run}, timeout=min(deadline - now, beat + silence_s - now, stall_s))
         return run.result()
     finally:
+        obeying.cancel()
         if not run.done():
             await asyncio.shield(_abandon(runner, run))
 

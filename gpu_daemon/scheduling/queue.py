@@ -1,10 +1,14 @@
 """Who is next. Pure: no clock, no await, no database."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 from gpu_daemon.jobs.model import Job, JobId
+
+AFFINITY_PLACES = 200
+"""So far behind the first job one with a loaded model is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,7 @@ class _Place:
     round: int
     seq: int
     id: JobId
+    job: Waiting = field(compare=False)
 
 
 class JobQueue:
@@ -45,20 +50,25 @@ class JobQueue:
 
     Turns are start-time fair queueing (Goyal, Vin, Cheng 1996) with every job of the same weight: a client's n-th job
     stands in the n-th round after the one that is being served. A job's place never changes once it is queued.
+
+    A worker may take a job from further behind, because its runner holds the model: each of those that it passes over
+    is passed over for `affinity_wait_s` at most, counted from the first time, and never for a job of less priority.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, affinity_wait_s: float = 0.0) -> None:
+        self._affinity_wait_s = affinity_wait_s
         self._order: list[_Place] = []
-        self._jobs: dict[JobId, tuple[Waiting, _Place]] = {}
+        self._places: dict[JobId, _Place] = {}
         self._served: dict[int, int] = {}  # the round being served, by priority
         self._last: dict[tuple[int, str | None], int] = {}  # the last round with a job of this client, by priority
+        self._passed_over: dict[JobId, float] = {}  # when first
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Waiting]:
         """In the order in which they will run."""
-        return (self._jobs[place.id][0] for place in self._order)
+        return (place.job for place in self._order)
 
     def push(self, job: Waiting) -> None:
         """A job that is already waiting stays where it is."""
@@ -71,39 +81,65 @@ class JobQueue:
         """One that was taken already, and comes before those that never were."""
         self._insert(job, self._served.get(job.priority, 0))
 
-    def take(self, can_run: Callable[[Waiting], bool]) -> Waiting | None:
-        """The first job that can run now; jobs that cannot (their model is still downloading) keep their place."""
-        job = next((job for job in self if can_run(job)), None)
-        if job is not None:
-            turn = self._jobs[job.id][1].round
-            self._served[job.priority] = max(turn, self._served.get(job.priority, 0))
-            self.remove(job.id)
+    def take(
+        self, can_run: Callable[[Waiting], bool], *, loaded: Collection[str] = (), now_s: float = 0.0
+    ) -> Waiting | None:
+        """The first job that can run now, or one a little behind it whose model is `loaded`.
+
+        Jobs that cannot run (their model is still downloading) keep their place. `now_s`: on a clock that only goes
+        forward.
+        """
+        places = iter(self)
+        first = next((job for job in places if can_run(job)), None)
+        if first is None:
+            return None
+        job = first
+        if loaded and first.model not in loaded:
+            others = (other for other in islice(places, AFFINITY_PLACES) if can_run(other))
+            job = self._loaded_one(first, others, loaded, now_s)
+        # When another than the first is taken, the first one's round has not come yet, and newcomers may stand in it.
+        turn = self._places[first.id].round - (job is not first)
+        self._served[first.priority] = max(turn, self._served.get(first.priority, 0))
+        self.remove(job.id)
         return job
 
+    def _loaded_one(self, first: Waiting, others: Iterator[Waiting], loaded: Collection[str], now_s: float) -> Waiting:
+        """The next of `others` with a loaded model, if all before it, `first` too, may be passed over; else `first`."""
+        passed = [first]
+        for job in others:
+            waited_s = now_s - self._passed_over.get(passed[-1].id, now_s)
+            if job.priority != first.priority or waited_s >= self._affinity_wait_s:
+                break
+            if job.model in loaded:
+                for one in passed:
+                    self._passed_over.setdefault(one.id, now_s)
+                return job
+            passed.append(job)
+        return first
+
     def remove(self, job_id: JobId) -> Waiting | None:
-        found = self._jobs.pop(job_id, None)
-        if found is None:
+        place = self._places.pop(job_id, None)
+        if place is None:
             return None
-        job, place = found
+        self._passed_over.pop(job_id, None)
         del self._order[bisect_left(self._order, place)]
         if not self._order:
             self._served.clear()
             self._last.clear()
-        return job
+        return place.job
 
     def get(self, job_id: JobId) -> Waiting | None:
-        found = self._jobs.get(job_id)
-        return None if found is None else found[0]
+        place = self._places.get(job_id)
+        return None if place is None else place.job
 
     def position(self, job_id: JobId) -> int | None:
         """0: next. None: not waiting here."""
-        found = self._jobs.get(job_id)
-        return None if found is None else bisect_left(self._order, found[1])
+        place = self._places.get(job_id)
+        return None if place is None else bisect_left(self._order, place)
 
     def _insert(self, job: Waiting, turn: int) -> bool:
-        if job.id in self._jobs:
+        if job.id in self._places:
             return False
-        place = _Place(-job.priority, turn, job.seq, job.id)
-        self._jobs[job.id] = job, place
+        place = self._places[job.id] = _Place(-job.priority, turn, job.seq, job.id, job)
         insort(self._order, place)
         return True

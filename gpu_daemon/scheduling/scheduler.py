@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
+from gpu_daemon.scheduling.estimate import Paces, starts_s
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.recovery import recover, remove_files
@@ -29,8 +31,8 @@ from gpu_daemon.scheduling.worker import Worker
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 
-SPEED_MEMORY = 0.7
-"""Weight of the past in the running mean of speed."""
+ESTIMATE_S_PER_JOB = 1e-4
+"""The starts of a queue of n jobs are estimated once in n times this: a hundredth of the event loop's time at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +57,14 @@ class Scheduler:
         self._catalogue = catalogue
         self._outbox = outbox
         self._hub = hub
-        self._queue = JobQueue()
+        self._queue = JobQueue(affinity_wait_s=settings.affinity_max_wait_s)
         self._changed = asyncio.Event()
-        self._accepting = False
-        self._draining = False
-        self._speed: float | None = None  # seconds of audio per second of one worker
+        self._started = False
+        self._draining = False  # takes no new jobs and finishes the others
+        self._stopping = False  # takes no new jobs and begins no others
+        self._paces = Paces()
+        self._starts_s: list[float | None] = []
+        self._starts_until_s = 0.0  # on the monotonic clock: when they are too old
         self._preparer = Preparer(
             settings.jobs_dir, max_duration_s=settings.max_duration_s, at_once=max(2, len(devices))
         )
@@ -78,6 +83,8 @@ class Scheduler:
             )
             for index, device in enumerate(devices)
         ]
+        self._asking: set[int] = set()  # workers that would take a job now
+        self._cancelling: Counter[JobId] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
@@ -89,15 +96,15 @@ class Scheduler:
         for job in await recover(self._jobs, self._settings):
             self._queue.push(Waiting.of(job))
         self._outbox.wake()  # recovery may have ended some
-        self._accepting = True
+        self._started = True
         self._look_ahead()
         self._tasks = [asyncio.create_task(worker.run(), name=f"worker {worker.index}") for worker in self._workers]
         self._tasks.append(asyncio.create_task(self._follow_models(), name="follow models"))
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new work and wait for what runs. False: some still runs."""
-        self._accepting, self._draining = False, True
+        """The daemon is to stop: refuse new work, begin none, and wait for what runs. False: some still runs."""
+        self._stopping = True
         deadline = clock.monotonic() + timeout_s
         with self._hub.listen() as events:
             while self.running_ids():
@@ -113,7 +120,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Jobs that still run go back to the queue, uncharged."""
-        self._accepting, self._draining = False, True
+        self._stopping = True
         tasks, self._tasks = [*self._tasks, *self._settling], []
         for task in tasks:
             task.cancel()
@@ -126,10 +133,7 @@ class Scheduler:
 
     def admit(self, *, size_bytes: int | None) -> None:
         """May another job enter? Asked before its body is read. Raises Unavailable, DiskFull, TooLarge."""
-        if self._draining:
-            raise Unavailable("the daemon is stopping and takes no new jobs", retry_after_s=30, code="draining")
-        if not self._accepting:
-            raise Unavailable("the daemon is starting; try again in a moment", retry_after_s=5, code="starting")
+        self._check_open()
         check_size(self._settings, size_bytes)
         check_queue(self._settings, len(self._queue), self._wait_behind(len(self._queue)))
         check_disk(self._settings, size_bytes)
@@ -139,8 +143,7 @@ class Scheduler:
     ) -> Job:
         """Its files are synced already. When this returns the job cannot be lost; it has another id than `new` when the
         client's key has made one before. Raises Conflict, Unavailable."""
-        if not self._accepting:
-            raise Unavailable("the daemon is stopping and takes no new jobs", retry_after_s=30, code="draining")
+        self._check_open()
         try:
             job = await self._jobs.insert(new, idempotency)
         except OutcomeUnknown:
@@ -158,25 +161,36 @@ class Scheduler:
 
     async def cancel(self, job_id: JobId) -> Job:
         """The job as it is once it has stopped. Raises NotFound, Conflict when it had ended already."""
-        if self._queue.remove(job_id) is not None:
-            await self._preparer.discard(job_id)
-        reach(FaultPoint.CANCELLING_QUEUED)
-        if not await self._jobs.cancel_queued(job_id):
-            if not await self._jobs.request_cancel(job_id):
-                job = await self._jobs.get(job_id)
-                if job is None:
-                    raise NotFound(f"there is no job {job_id}")
-                raise Conflict(f"the job is already {job.state}", code="wrong_state")
-            reach(FaultPoint.CANCEL_NOTED)
-            for worker in self._workers:
-                await worker.cancel(job_id)
-            return await self.wait(job_id, timeout_s=30)
-        reach(FaultPoint.QUEUED_CANCELLED)
-        await self._announce_end(job_id, JobState.CANCELLED)
-        job = await self._jobs.get(job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id}")
-        return job
+        self._cancelling[job_id] += 1
+        try:
+            while True:
+                waiting = self._queue.remove(job_id)
+                try:
+                    if waiting is not None:
+                        await self._preparer.discard(job_id)
+                    reach(FaultPoint.CANCELLING_QUEUED)
+                    if await self._jobs.cancel_queued(job_id):
+                        reach(FaultPoint.QUEUED_CANCELLED)
+                        await self._announce_end(job_id, JobState.CANCELLED)
+                        return await self._present(job_id)
+                    runs = await self._jobs.request_cancel(job_id)
+                except BaseException:
+                    if waiting is not None:
+                        self.give_back(waiting)
+                    raise
+                if runs:
+                    reach(FaultPoint.CANCEL_NOTED)
+                    if waiting is not None:  # a claim was made that its worker could not hear of: it is to look again
+                        self.give_back(waiting)
+                    for worker in self._workers:
+                        worker.cancel(job_id)
+                    return await self.wait(job_id, timeout_s=30)
+                job = await self._present(job_id)
+                if job.state in TERMINAL:
+                    raise Conflict(f"the job is already {job.state}", code="wrong_state")
+        finally:
+            self._cancelling[job_id] -= 1
+            self._cancelling += Counter()  # without those that are 0
 
     async def delete(self, job_id: JobId) -> None:
         """Row, result and files; cancelled first if it has not ended. Raises NotFound."""
@@ -207,6 +221,24 @@ class Scheduler:
             raise NotFound(f"there is no job {job_id}")
         return job
 
+    def drain_all(self) -> None:
+        """Refuse new jobs and finish those that wait or run, until `resume_all`."""
+        self._draining = True
+        log.info("daemon.drained", queued=len(self._queue), running=len(self.running_ids()))
+
+    def resume_all(self) -> None:
+        """Raises Conflict when the daemon is stopping."""
+        if self._stopping:
+            raise Conflict("the daemon is stopping", code="wrong_state")
+        self._draining = False
+        log.info("daemon.resumed")
+
+    def worker(self, index: int) -> Worker:
+        """Raises NotFound."""
+        if not 0 <= index < len(self._workers):
+            raise NotFound(f"there is no worker {index}; there are {len(self._workers)}", param="index")
+        return self._workers[index]
+
     def position(self, job_id: JobId) -> int | None:
         return self._queue.position(job_id)
 
@@ -235,11 +267,16 @@ class Scheduler:
         return tuple(worker.status() for worker in self._workers)
 
     def readiness(self) -> Readiness:
-        if self._draining:
+        if self._stopping:
             return Readiness(status="draining", reason="the daemon is stopping")
-        if not any(worker.ready for worker in self._workers):
-            failing = [status.error for status in self.workers() if status.state is WorkerState.RESTARTING]
-            if len(failing) == len(self._workers):
+        if self._draining:
+            return Readiness(status="draining", reason=f"new jobs are refused; {self._left()}")
+        on_duty = [worker for worker in self._workers if worker.on_duty]
+        if not on_duty:
+            return self._nobody_on_duty()
+        if not any(worker.ready for worker in on_duty):
+            failing = [worker.status().error for worker in on_duty if worker.state is WorkerState.RESTARTING]
+            if len(failing) == len(on_duty):
                 return Readiness(status="error", reason=f"no runner starts: {failing[0]}")
             return Readiness(status="starting", reason="the runners are starting")
         enabled = [model for model in self._catalogue.statuses() if model.enabled]
@@ -253,28 +290,87 @@ class Scheduler:
 
     # What the workers ask for.
 
-    async def next_job(self) -> Waiting:
-        while True:
-            job = None if self._draining else self._queue.take(self._can_run)
-            if job is not None:
-                self._look_ahead()
-                return job
-            self._changed.clear()
-            await self._changed.wait()
+    async def next_job(self, worker_index: int) -> Waiting:
+        self._asking.add(worker_index)
+        try:
+            while True:
+                job = None if self._stopping else self._take_for(worker_index)
+                if job is not None:
+                    self._look_ahead()
+                    return job
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._asking.discard(worker_index)
+            self._changed.set()  # what was left to this worker may now be another's
 
     def give_back(self, job: Waiting) -> None:
         self._queue.push_back(job)
         self._queued(job.id)
 
-    async def ended(self, job: Job, state: JobState | None, speed: float | None) -> None:
-        if speed is not None:
-            self._speed = speed if self._speed is None else SPEED_MEMORY * self._speed + (1 - SPEED_MEMORY) * speed
+    def measured(self, worker_index: int, model: str, *, duration_s: float, took_s: float) -> None:
+        self._paces.measured(worker_index, model, duration_s=duration_s, took_s=took_s)
+
+    async def ended(self, job: Job, state: JobState | None) -> None:
+        if state is JobState.QUEUED and job.id in self._cancelling and await self._cancel_queued(job.id):
+            state = JobState.CANCELLED
         if state is JobState.QUEUED:
             self.give_back(Waiting.of(job))
         elif state is not None:
             await self._announce_end(job.id, state)
 
     # Inside.
+
+    def _check_open(self) -> None:
+        """Raises Unavailable."""
+        if self._stopping:
+            raise Unavailable("the daemon is stopping and takes no new jobs", retry_after_s=30, code="draining")
+        if self._draining:
+            raise Unavailable("the daemon is drained and takes no new jobs", retry_after_s=60, code="draining")
+        if not self._started:
+            raise Unavailable("the daemon is starting; try again in a moment", retry_after_s=5, code="starting")
+
+    async def _present(self, job_id: JobId) -> Job:
+        """Raises NotFound."""
+        job = await self._jobs.get(job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id}")
+        return job
+
+    async def _cancel_queued(self, job_id: JobId) -> bool:
+        """False as well when the database is away: whoever claims the job sees that it is to be cancelled."""
+        try:
+            return await self._jobs.cancel_queued(job_id)
+        except (Unavailable, OSError) as error:
+            log.warning("job.cancel_waits", job_id=job_id, error=str(error))
+            return False
+
+    def _left(self) -> str:
+        queued, running = len(self._queue), len(self.running_ids())
+        return f"{queued} jobs wait and {running} run" if queued or running else "nothing waits or runs any more"
+
+    def _nobody_on_duty(self) -> Readiness:
+        states = {worker.state for worker in self._workers}
+        if WorkerState.QUARANTINED not in states:
+            return Readiness(status="draining", reason="every worker is drained: no job runs until one is resumed")
+        reasons = [
+            f"worker {worker.index} is {worker.state}" + (f" ({error})" if (error := worker.status().error) else "")
+            for worker in self._workers
+        ]
+        return Readiness(status="error", reason=f"no worker takes jobs: {'; '.join(reasons)}")
+
+    def _take_for(self, worker_index: int) -> Waiting | None:
+        """Jobs of a model that another idle worker holds are left to it."""
+        loaded = self._workers[worker_index].loaded
+        others = {name for index in self._asking - {worker_index} for name in self._workers[index].loaded} - loaded
+        usable: dict[str, bool] = {}  # by model: queues are long
+
+        def can_run(job: Waiting) -> bool:
+            if job.model not in usable:
+                usable[job.model] = job.model not in others and self._catalogue.spec(job.model) is not None
+            return usable[job.model]
+
+        return self._queue.take(can_run, loaded=loaded, now_s=clock.monotonic())
 
     async def _reused(self, job: Job) -> Job | None:
         """The job, completed with the result of an earlier one; None: it must run."""
@@ -351,19 +447,16 @@ class Scheduler:
                 if await self._jobs.fail_queued(job.id, "model_unavailable", message):
                     await self._announce_end(job.id, JobState.FAILED)
 
-    def _can_run(self, job: Waiting) -> bool:
-        return self._catalogue.spec(job.model) is not None
-
     def _look_ahead(self) -> None:
-        if not self._draining:
+        if not self._stopping:
             self._preparer.look_ahead(self._queue)
 
     def _wait_behind(self, position: int) -> float | None:
         """Seconds until a job behind `position` others starts, as far as is known."""
-        idle = sum(status.state is WorkerState.IDLE for status in self.workers())
-        if position < idle:
-            return 0.0
-        if self._speed is None:
-            return None
-        ahead_s = sum(job.duration_s or 0.0 for job, _ in zip(self._queue, range(position), strict=False))
-        return round(ahead_s / self._speed / len(self._workers), 1)
+        now_s = clock.monotonic()
+        if now_s >= self._starts_until_s:
+            free_s = {worker.index: worker.free_in_s(self._paces) for worker in self._workers if worker.on_duty}
+            self._starts_s = list(starts_s(self._paces, free_s, self._queue))
+            self._starts_until_s = now_s + len(self._starts_s) * ESTIMATE_S_PER_JOB
+        start_s = self._starts_s[min(position, len(self._starts_s) - 1)]
+        return None if start_s is None else round(start_s, 1)

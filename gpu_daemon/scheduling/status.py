@@ -13,6 +13,12 @@ class WorkerState(StrEnum):
     IDLE = "idle"
     BUSY = "busy"
     RESTARTING = "restarting"
+    DRAINING = "draining"
+    """Its last job is under way; drained when that has ended."""
+    DRAINED = "drained"
+    """Takes no jobs until somebody resumes it."""
+    QUARANTINED = "quarantined"
+    """Runners die on its device; no jobs until somebody resumes it."""
     STOPPED = "stopped"
 
 
@@ -42,4 +48,4 @@ class WorkerStatus:
     answered_s_ago: float | None
     restarts: int
     error: str | None
-    """Why the runner last died or did not start."""
+    """Why the runner last died or did not start, or why the device is quarantined."""

@@ -1,20 +1,29 @@
 """One worker per device: takes a job, has it prepared, has its runner do it, records how it ended.
 
 The worker is a task in the daemon; the runner is its child process. A crash, a hang or a kill of the runner costs the
-job an attempt and the worker a restart of the child, and nobody else anything.
+job an attempt and the worker a restart of the child, and nobody else anything. A device on which one runner after the
+other dies is quarantined: it takes no jobs until somebody resumes it.
 """
 
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
-from gpu_daemon.errors import GpuDaemonError, JobCancelled, JobError, RunnerCrashed, Unavailable
+from gpu_daemon.errors import (
+    Conflict,
+    DeviceLost,
+    GpuDaemonError,
+    JobCancelled,
+    JobError,
+    RunnerCrashed,
+    Unavailable,
+)
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
@@ -25,18 +34,20 @@ from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Completed, Runner
 from gpu_daemon.runner.protocol import Run
-from gpu_daemon.scheduling.limits import run_within_limits
+from gpu_daemon.scheduling.duty import Duty
+from gpu_daemon.scheduling.estimate import Paces
+from gpu_daemon.scheduling.limits import StalledJob, run_within_limits
 from gpu_daemon.scheduling.preparation import Prepared, Preparer
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.spool import spool
 from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
+from gpu_daemon.scheduling.supervisor import Supervisor
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 
-RUNNER_START_TIMEOUT_S = 180.0
-RUNNER_SILENT_LIMIT_S = 15.0
-"""An idle runner that has not answered a ping for so long is replaced before it gets a job."""
 HAND_BACK_TIMEOUT_S = 5.0
+UNLOAD_TIMEOUT_S = 10.0
+OUT_OF_MEMORY = "gpu_oom"
 
 STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
     Stage.PREPARING: (0, 5),
@@ -49,11 +60,14 @@ STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
 class JobSource(Protocol):
     """Where a worker's jobs come from, and whom it tells how they went: the scheduler."""
 
-    async def next_job(self) -> Waiting: ...
+    async def next_job(self, worker_index: int) -> Waiting: ...
 
     def give_back(self, job: Waiting) -> None: ...
 
-    async def ended(self, job: Job, state: JobState | None, speed: float | None) -> None:
+    def measured(self, worker_index: int, model: str, *, duration_s: float, took_s: float) -> None:
+        """So long a job took whose audio lasts so long."""
+
+    async def ended(self, job: Job, state: JobState | None) -> None:
         """An attempt is over and recorded. `state`: None when the job was no longer this worker's to move."""
 
 
@@ -91,14 +105,34 @@ class Worker:
         self._current: _Current | None = None
         self._claiming: JobId | None = None
         self._cancel_claimed = False
-        self._state = WorkerState.STOPPED
-        self._starts = 0
-        self._error: str | None = None
+        self._duty = Duty()
+        self._phase = WorkerState.STOPPED  # what it would be on duty
+        self._published = WorkerState.STOPPED
+        self._supervisor = Supervisor(index, device, runner, self._duty, self._move)
         self._rng = random.Random()  # noqa: S311 - jitter
 
     @property
     def ready(self) -> bool:
-        return self._runner.ready and (self._runner.answered_s_ago or 0) < RUNNER_SILENT_LIMIT_S
+        return self._supervisor.ready
+
+    @property
+    def state(self) -> WorkerState:
+        if self._phase is WorkerState.STOPPED:
+            return WorkerState.STOPPED
+        if self._duty.quarantined:
+            return WorkerState.QUARANTINED
+        if self._duty.drained:
+            return WorkerState.DRAINING if self._has_job else WorkerState.DRAINED
+        return self._phase
+
+    @property
+    def on_duty(self) -> bool:
+        return self._duty.is_on
+
+    @property
+    def loaded(self) -> Set[str]:
+        """Names of the models that its runner holds."""
+        return self._runner.loaded.keys()
 
     @property
     def job_id(self) -> JobId | None:
@@ -117,7 +151,7 @@ class Worker:
         return WorkerStatus(
             index=self.index,
             device=self.device,
-            state=self._state,
+            state=self.state,
             job_id=self.job_id,
             model=None if current is None else current.job.options.model,
             stage=None if live is None else live.stage,
@@ -125,63 +159,94 @@ class Worker:
             loaded=dict(self._runner.loaded),
             pid=self._runner.pid,
             answered_s_ago=self._runner.answered_s_ago,
-            restarts=max(0, self._starts - 1),
-            error=self._error,
+            restarts=self._supervisor.restarts,
+            error=self._supervisor.error,
         )
 
     async def run(self) -> None:
         """Until cancelled; a job under way goes back to the queue then, uncharged."""
         try:
             while True:
-                await self._start_runner()
-                while self.ready and (job := await self._next_job()) is not None:
+                await self._begin_duty()
+                await self._supervisor.start()
+                while self.ready and self.on_duty and (job := await self._next_job()) is not None:
                     await self._take(job)
         finally:
             self._move(WorkerState.STOPPED)
             await self._runner.stop()
 
-    async def cancel(self, job_id: JobId) -> None:
-        """Stop this job if it is the one that runs; returns when the GPU is free."""
+    def cancel(self, job_id: JobId) -> None:
+        """Stop this job if it is the one that runs; the GPU is free within seconds."""
         if self._claiming == job_id:
             self._cancel_claimed = True
         elif self._current is not None and self._current.job.id == job_id:
             self._current.cancel.set()
-            await self._preparer.discard(job_id)
-            await self._runner.cancel(job_id)
 
-    async def _start_runner(self) -> None:
-        failures = 0
-        while not self.ready:
-            self._move(WorkerState.STARTING if self._starts == 0 else WorkerState.RESTARTING)
-            self._starts += 1
-            try:
-                await self._runner.kill()
-                await self._runner.start()
-                await self._runner.wait_ready(RUNNER_START_TIMEOUT_S)
-                log.info("runner.ready", worker=self.index, device=self.device.name, pid=self._runner.pid)
-            except (RunnerCrashed, OSError) as error:
-                failures += 1
-                self._error = str(error)
-                delay_s = backoff_s(failures, first_s=1, most_s=60, rng=self._rng)
-                log.error("runner.start_failed", worker=self.index, error=str(error), retry_in_s=round(delay_s, 1))
-                await asyncio.sleep(delay_s)
+    def drain(self) -> None:
+        """Finish the job that runs and take no other; the runner and its models stay."""
+        self._duty.drain()
+        self._publish_state()
+        log.info("worker.drained", worker=self.index, job_id=self.job_id)
+
+    def resume(self) -> None:
+        """Take jobs again. Raises Conflict while a runner that was killed still hangs in its driver."""
+        self._supervisor.resume()
+        self._publish_state()
+        log.info("worker.resumed", worker=self.index)
+
+    async def unload(self) -> None:
+        """Raises Conflict while a job runs, Unavailable when the runner does not obey."""
+        if self._has_job:
+            raise Conflict(
+                f"worker {self.index} runs a job, which needs its model; drain the worker first, or wait",
+                code="wrong_state",
+            )
+        try:
+            async with asyncio.timeout(UNLOAD_TIMEOUT_S):
+                await self._runner.unload()
+        except TimeoutError:
+            raise Unavailable(
+                f"the runner of worker {self.index} did not put its models away within {UNLOAD_TIMEOUT_S:.0f} s",
+                code="runner_silent",
+            ) from None
+        log.info("worker.unloaded", worker=self.index)
+
+    def free_in_s(self, paces: Paces) -> float | None:
+        """0: now. None: not known, or it takes no jobs."""
+        if not self.on_duty:
+            return None
+        if self._current is None:
+            return 0.0 if self._phase is WorkerState.IDLE or paces.known else None
+        job, left = self._current.job, 1 - self._current.live.progress / 100
+        pace = paces.of(self.index, job.options.model)
+        return None if pace is None else left * pace.expected_s(job.duration_s)
+
+    @property
+    def _has_job(self) -> bool:
+        return self._current is not None or self._claiming is not None
+
+    async def _begin_duty(self) -> None:
+        if not self.on_duty:
+            self._move(WorkerState.IDLE if self.ready else WorkerState.RESTARTING)
+            await self._duty.begins()
 
     async def _next_job(self) -> Waiting | None:
-        """None: the runner died while idle."""
+        """None: the runner died while idle, or the worker takes no jobs any more."""
         self._move(WorkerState.IDLE)
-        job = asyncio.create_task(self._source.next_job())
-        died = asyncio.create_task(self._runner.died())
+        job = asyncio.create_task(self._source.next_job(self.index))
+        others = {asyncio.create_task(self._runner.died()), asyncio.create_task(self._duty.ends())}
         try:
-            await asyncio.wait({job, died}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({job, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            died.cancel()
+            for other in others:
+                other.cancel()
             if not job.done():
                 job.cancel()
         if job.cancelled() or not job.done():
-            self._error = "the runner died while it was idle"
-            log.error("runner.died", worker=self.index)
+            if self.on_duty:
+                self._supervisor.died_idle()
             return None
-        if not self.ready:
+        if not self.ready or not self.on_duty:
             self._source.give_back(job.result())
             return None
         return job.result()
@@ -194,13 +259,13 @@ class Worker:
         log.info(
             "job.started", job_id=job.id, worker=self.index, attempt=current.claim.attempt, model=job.options.model
         )
-        speed: float | None = None
         try:
-            state, speed = await self._attempt(current, waiting)
+            state = await self._attempt(current, waiting)
         except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(current))
             raise
         except GpuDaemonError as error:
+            await self._spare_the_next(current, error)
             state = await self._settle(current, error)
         except Exception as error:
             log.exception("job.broke_the_worker", job_id=job.id)
@@ -211,13 +276,17 @@ class Worker:
             self._current = None
         if state is None:
             log.warning("job.stale_lease", job_id=job.id, attempt=current.claim.attempt)
-        await self._source.ended(job, state, speed)
+        await self._source.ended(job, state)
 
     async def _claim(self, waiting: Waiting) -> _Current | None:
         """None: somebody else moved the job, or the database is away and the job waits again."""
         self._claiming, self._cancel_claimed = waiting.id, False
+        claiming = asyncio.ensure_future(self._jobs.claim(waiting.id, self.index))
         try:
-            claimed = await self._jobs.claim(waiting.id, self.index)
+            claimed = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._unclaim(waiting.id, claiming))
+            raise
         except (Unavailable, OSError) as error:
             log.warning("job.claim_failed", job_id=waiting.id, error=str(error))
             await asyncio.sleep(1)
@@ -237,8 +306,18 @@ class Worker:
         self._publish(current)
         return current
 
-    async def _attempt(self, current: _Current, waiting: Waiting) -> tuple[JobState | None, float]:
-        """One attempt; when it succeeds, its state as recorded and its speed (seconds of audio per second)."""
+    async def _unclaim(self, job_id: JobId, claiming: "asyncio.Future[tuple[Claim, Job] | None]") -> None:
+        """The daemon stops while it claims a job: the claim that may have been made is taken back."""
+        try:
+            async with asyncio.timeout(HAND_BACK_TIMEOUT_S):
+                claimed = await claiming
+                if claimed is not None:
+                    await self._jobs.requeue(claimed[0], charge=False)
+        except (TimeoutError, Unavailable, OSError) as error:
+            log.error("job.not_handed_back", job_id=job_id, reason=str(error) or "the database does not answer")
+
+    async def _attempt(self, current: _Current, waiting: Waiting) -> JobState | None:
+        """One attempt; when it succeeds, its state as recorded."""
         job, began = current.job, clock.monotonic()
         prepared = await self._until_cancelled(current, self._preparer.prepared(waiting))
         spec = self._catalogue.spec(job.options.model)
@@ -257,23 +336,33 @@ class Worker:
                 self._runner,
                 request,
                 lambda stage, fraction: self._advance(current, stage, fraction),
+                cancelled=current.cancel,
                 limit_s=self._settings.job_timeout_for_s(duration_s),
                 stall_s=self._settings.stall_timeout_s,
             )
         reach(FaultPoint.RESULT_RECEIVED)
+        self._supervisor.job_completed()
+        self._source.measured(self.index, job.options.model, duration_s=duration_s, took_s=clock.monotonic() - began)
         timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
         result = _result(completed, job, timings, usage.summary())
         recorded = await self._record(
             lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256),
             keep=partial(spool, self._settings.jobs_dir / job.id, current.claim, result, timings, spec.sha256),
         )
-        return (JobState.COMPLETED if recorded else None), duration_s / (clock.monotonic() - began)
+        return JobState.COMPLETED if recorded else None
+
+    async def _spare_the_next(self, current: _Current, error: GpuDaemonError) -> None:
+        """A runner that the job broke does not get another one; what broke it is kept for the judgement."""
+        if isinstance(error, DeviceLost) or error.code == OUT_OF_MEMORY:
+            await self._runner.kill()
+        if isinstance(error, RunnerCrashed | StalledJob | DeviceLost):
+            self._supervisor.died_of(current.job.id, error.message)
+        elif not self._runner.ready:
+            self._supervisor.excuse()
 
     async def _settle(self, current: _Current, error: GpuDaemonError) -> JobState | None:
         """Record an attempt that did not succeed; the state the job is in then."""
         job, claim = current.job, current.claim
-        if isinstance(error, RunnerCrashed):
-            self._error = error.message
         if isinstance(error, JobCancelled) or current.cancel.is_set():
             reach(FaultPoint.CANCELLED_STOPPED)
             return JobState.CANCELLED if await self._record(lambda: self._jobs.cancel(claim)) else None
@@ -358,10 +447,14 @@ class Worker:
         _BACKGROUND.add(task)
         task.add_done_callback(_BACKGROUND.discard)
 
-    def _move(self, state: WorkerState) -> None:
-        if state is not self._state:
-            self._state = state
-            self._hub.publish("worker", str(self.index), state=state)
+    def _move(self, phase: WorkerState) -> None:
+        self._phase = phase
+        self._publish_state()
+
+    def _publish_state(self) -> None:
+        if (state := self.state) is not self._published:
+            self._published = state
+            self._hub.publish("worker", str(self.index), state=state, error=self._supervisor.error)
 
     def _publish(self, current: _Current) -> None:
         live = current.live

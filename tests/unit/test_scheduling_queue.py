@@ -88,6 +88,111 @@ def test_a_job_that_was_taken_before_comes_first() -> None:
     assert queue.position(urgent.id) == 0
 
 
+def alternating(queue: JobQueue, count: int) -> None:
+    """Jobs of `large` and `demo` in turn, `large` first."""
+    for seq in range(count):
+        queue.push(waiting(seq, model="demo" if seq % 2 else "large"))
+
+
+def taken(queue: JobQueue, loaded: str, now_s: float) -> int:
+    job = queue.take(anything, loaded={loaded}, now_s=now_s)
+    assert job is not None
+    return job.seq
+
+
+def test_a_job_whose_model_is_loaded_goes_before_others() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    alternating(queue, 6)
+    assert [taken(queue, "demo", now_s=0) for _ in range(4)] == [1, 3, 5, 0]
+    assert [taken(queue, "large", now_s=0) for _ in range(2)] == [2, 4]
+
+
+def test_without_a_loaded_model_or_with_no_wait_allowed_the_order_holds() -> None:
+    for wait_s, loaded in ((30.0, "nobody's"), (0.0, "demo")):
+        queue = JobQueue(affinity_wait_s=wait_s)
+        alternating(queue, 6)
+        assert [taken(queue, loaded, now_s=0) for _ in range(6)] == list(range(6))
+
+
+def test_a_job_is_passed_over_for_a_limited_time_only() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    alternating(queue, 20)
+    assert [taken(queue, "demo", now_s=now_s) for now_s in (100, 110, 129.9)] == [1, 3, 5]
+    # 0, 2 and 4 were passed over by then, 0 and 2 at 110 already.
+    assert [taken(queue, "demo", now_s=130) for _ in range(2)] == [0, 7]
+    assert [taken(queue, "demo", now_s=140) for _ in range(2)] == [2, 9]
+    assert taken(queue, "demo", now_s=159.9) == 4
+    assert taken(queue, "demo", now_s=170) == 6
+
+
+def test_no_job_is_passed_over_for_one_of_less_priority() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    queue.push(waiting(1, priority=1, model="large"))
+    queue.push(waiting(2, priority=0, model="demo"))
+    assert taken(queue, "demo", now_s=0) == 1
+
+
+def test_what_cannot_run_is_not_passed_over() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    for seq, model in enumerate(("coming", "large", "demo", "demo")):
+        queue.push(waiting(seq, model=model))
+    there = {"large", "demo"}
+    job = queue.take(lambda job: job.model in there, loaded={"demo"}, now_s=0)
+    assert job is not None
+    assert job.seq == 2
+    there.add("coming")
+    # `large` has been passed over for as long as it may be; `coming` never was.
+    assert taken(queue, "demo", now_s=29) == 3
+    assert taken(queue, "demo", now_s=30) == 0
+
+
+def test_affinity_keeps_another_client_waiting_for_a_limited_time_only() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    for seq in range(200):
+        queue.push(waiting(seq, client="a", model="demo"))
+    for second in range(50):
+        taken(queue, "demo", now_s=second)
+    queue.push(waiting(1000, client="b", model="large"))
+    assert queue.position(JobId("job-1000")) in (0, 1)
+    order = [taken(queue, "demo", now_s=50 + second) for second in range(40)]
+    assert 29 <= order.index(1000) <= 32
+
+
+def test_a_job_taken_from_behind_does_not_push_newcomers_back() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    for seq in range(100):
+        queue.push(waiting(seq, client="a", model="demo" if seq == 99 else "large"))
+    assert taken(queue, "demo", now_s=0) == 99
+    queue.push(waiting(1000, client="b", model="large"))
+    assert queue.position(JobId("job-1000")) in (0, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.sampled_from("ABC"), st.sampled_from("xy")), max_size=60),
+    st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 9)), max_size=60),
+)
+def test_nobody_is_passed_over_for_longer_than_the_limit(
+    jobs: list[tuple[int, str, str]], takes: list[tuple[str, int]]
+) -> None:
+    """Against a slow reference: of each job, since when it has seen others of its priority from behind go first."""
+    queue, now_s, since_s = JobQueue(affinity_wait_s=10), 0, dict[JobId, int]()
+    for seq, (priority, model, client) in enumerate(jobs):
+        queue.push(waiting(seq, priority, model, client))
+    for loaded, later_s in takes:
+        now_s += later_s
+        order = list(queue)
+        job = queue.take(anything, loaded={loaded}, now_s=now_s)
+        if job is None:
+            assert order == []
+            return
+        before = order[: order.index(job)]
+        assert job == order[0] or job.model == loaded
+        for other in before:
+            assert other.priority == job.priority
+            assert other.model != loaded
+            assert now_s - since_s.setdefault(other.id, now_s) < 10
+
+
 @given(
     st.lists(
         st.tuples(

@@ -1,0 +1,76 @@
+"""How long until a job starts, from how fast jobs like it were. Pure: no clock, no await."""
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gpu_daemon.scheduling.queue import Waiting
+
+MEMORY = 0.7
+"""Weight of the past in a running mean."""
+UNKNOWN = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Running means over attempts that succeeded, decoding and loading included."""
+
+    s_per_audio_s: float
+    s_per_job: float
+    """For audio whose container does not say how long it is."""
+
+    def after(self, newer: "Pace") -> "Pace":
+        return Pace(
+            MEMORY * self.s_per_audio_s + (1 - MEMORY) * newer.s_per_audio_s,
+            MEMORY * self.s_per_job + (1 - MEMORY) * newer.s_per_job,
+        )
+
+    def expected_s(self, duration_s: float | None) -> float:
+        return self.s_per_job if duration_s is None else duration_s * self.s_per_audio_s
+
+
+class Paces:
+    """Of each worker with each model, and what is nearest to a pair that was never measured."""
+
+    def __init__(self) -> None:
+        self._paces: dict[tuple[int | None, str | None], Pace] = {}  # None: of any worker, of any model
+
+    @property
+    def known(self) -> bool:
+        return bool(self._paces)
+
+    def measured(self, worker: int, model: str, *, duration_s: float, took_s: float) -> None:
+        if duration_s <= 0:
+            return
+        pace = Pace(took_s / duration_s, took_s)
+        for key in ((worker, model), (None, model), (worker, None), (None, None)):
+            before = self._paces.get(key)
+            self._paces[key] = pace if before is None else before.after(pace)
+
+    def of(self, worker: int, model: str) -> Pace | None:
+        """None: nothing at all was measured yet. A model says more than a worker: those of one host are much alike."""
+        keys = ((worker, model), (None, model), (worker, None), (None, None))
+        return next((self._paces[key] for key in keys if key in self._paces), None)
+
+
+def starts_s(paces: Paces, free_s: Mapping[int, float | None], queue: Iterable[Waiting]) -> Iterator[float | None]:
+    """In how many seconds each job of the queue starts, and at last one that would come behind them all.
+
+    `free_s`: when each worker that takes jobs is free (0: now; None: not known). None: not known, or nobody takes jobs.
+    """
+    free = [(UNKNOWN if at_s is None else at_s, worker) for worker, at_s in free_s.items()] or [(UNKNOWN, 0)]
+    heapq.heapify(free)
+    known: dict[tuple[int, str], Pace | None] = {}  # `of` is asked once for each pair: queues are long
+    for job in queue:
+        at_s, worker = free[0]
+        if at_s == UNKNOWN:
+            yield None
+            continue
+        yield at_s
+        pair = worker, job.model
+        try:
+            pace = known[pair]
+        except KeyError:
+            pace = known[pair] = paces.of(*pair)
+        heapq.heapreplace(free, (UNKNOWN if pace is None else at_s + pace.expected_s(job.duration_s), worker))
+    yield None if free[0][0] == UNKNOWN else free[0][0]
