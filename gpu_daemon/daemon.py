@@ -104,6 +104,7 @@ class Daemon:
                 settings=settings,
                 jobs=jobs,
                 callbacks=callbacks,
+                outbox=outbox,
                 catalogue=catalogue,
                 scheduler=scheduler,
                 hub=hub,

@@ -39,16 +39,32 @@ CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 
 -- The outbox: one row per job that owes a callback, written in the transaction that ends the job.
 CREATE TABLE callbacks (
-    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    job_id           uuid NOT NULL UNIQUE REFERENCES jobs ON DELETE CASCADE,
-    url              text NOT NULL,
-    payload          json NOT NULL,         -- without its `callback` member, which is said anew at each try
-    state            text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'dead')),
-    attempts         integer NOT NULL DEFAULT 0,
-    next_attempt_at  timestamptz NOT NULL DEFAULT now(),
-    last_status      integer,
-    last_error       text,
-    created_at       timestamptz NOT NULL DEFAULT now(),
-    delivered_at     timestamptz
+    id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id            uuid NOT NULL UNIQUE REFERENCES jobs ON DELETE CASCADE,
+    url               text NOT NULL,
+    -- The receiver, with its port as it stands in the URL: what shares it shares a few places at a time.
+    host              text COLLATE "C" NOT NULL GENERATED ALWAYS AS (
+                          left(lower(coalesce(substring(url FROM '^[^:]*://(?:[^/?#]*@)?([^/?#]*)'), '')), 255)) STORED,
+    payload           json NOT NULL,        -- without its `callback` member, which is said anew at each try
+    state             text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'dead')),
+    attempts          integer NOT NULL DEFAULT 0,            -- in all; every record of a try compares it
+    schedule          integer NOT NULL DEFAULT 0,            -- a redelivery begins the next one
+    schedule_attempts integer NOT NULL DEFAULT 0,
+    schedule_began_at timestamptz NOT NULL DEFAULT now(),
+    next_attempt_at   timestamptz NOT NULL DEFAULT now(),
+    last_status       integer,
+    last_error        text,
+    delivered_at      timestamptz
 );
-CREATE INDEX callbacks_pending ON callbacks (next_attempt_at) WHERE state = 'pending';
+CREATE INDEX callbacks_pending ON callbacks (host, next_attempt_at, id) WHERE state = 'pending';
+
+-- The log of deliveries: the newest tries of each callback, written in the transaction that records the outcome.
+CREATE TABLE callback_attempts (
+    callback_id  bigint NOT NULL REFERENCES callbacks ON DELETE CASCADE,
+    number       integer NOT NULL,          -- from 1, over all schedules
+    at           timestamptz NOT NULL,
+    duration_s   double precision NOT NULL,
+    status       integer,                   -- NULL: no answer
+    error        text,                      -- NULL: delivered
+    PRIMARY KEY (callback_id, number)
+);

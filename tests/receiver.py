@@ -25,6 +25,8 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0
+    held: bool = False
+    """Answer when `release` is called."""
     hang: bool = False
     """Never answer."""
     hang_in_body: bool = False
@@ -44,6 +46,7 @@ class Receiver:
         """So far."""
         self._plan: deque[Reply] = deque()
         self._arrived = asyncio.Condition()
+        self._released = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.url = ""
@@ -67,6 +70,10 @@ class Receiver:
 
     def plan(self, *replies: Reply) -> None:
         self._plan.extend(replies)
+
+    def release(self) -> None:
+        """Answers that are held go out."""
+        self._released.set()
 
     async def wait_for(self, count: int, timeout_s: float = 10) -> list[Received]:
         """The requests so far, once there are `count`."""
@@ -105,6 +112,8 @@ class Receiver:
             self.requests.append(Received(path, headers, body, asyncio.get_running_loop().time()))
             self._arrived.notify_all()
         await asyncio.sleep(reply.delay_s)
+        if reply.held:
+            await self._released.wait()
         if reply.hang:
             await asyncio.Event().wait()
         if reply.disconnect:

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from gpu_daemon import __version__
-from gpu_daemon.api import documents, errors, health, jobs, operations, pages, services, submit
+from gpu_daemon.api import callbacks, documents, errors, health, jobs, operations, pages, services, submit
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
@@ -26,7 +26,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.intake = Intake(context)
-    for router in (submit.router, jobs.router, services.router, health.router, operations.router):
+    for router in (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router):
         app.include_router(router)
     document = documents.openapi(app)
     pages.install(app, document)

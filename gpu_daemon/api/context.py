@@ -7,6 +7,7 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
+from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.events import EventHub
 from gpu_daemon.outgoing.target import AddressPolicy
@@ -21,6 +22,7 @@ class Context:
     settings: Settings
     jobs: JobStore
     callbacks: CallbackStore
+    outbox: Outbox
     catalogue: Catalogue
     scheduler: Scheduler
     hub: EventHub

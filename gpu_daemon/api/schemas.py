@@ -1,15 +1,18 @@
 """The shapes of our answers, for the OpenAPI document and for building them."""
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpu_daemon.clock import rfc3339
+from gpu_daemon.jobs.callback import webhook_id
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.scheduling.status import Live
-from gpu_daemon.store.callbacks import CallbackState
+from gpu_daemon.store.callbacks import CallbackState, LoggedTry
 from gpu_daemon.transcript.model import Quality, Segment, SpeakerTurn
 
 
@@ -79,6 +82,25 @@ class CallbackView(Body):
     state: str | None = Field(description="pending, delivered or dead; null before the job has ended")
     attempts: int
     next_attempt_at: str | None
+
+
+class DeliveryView(Body):
+    number: int = Field(description="from 1, over redeliveries too")
+    at: str
+    duration_s: float
+    status: int | None = Field(description="the receiver's HTTP status; null: it gave none")
+    error: str | None
+    delivered: bool
+
+
+class Deliveries(Body):
+    job_id: str
+    url: str = Field(description="the job's callback_url without its query, which may hold a secret")
+    state: str | None = Field(description="pending, delivered or dead; null before the job has ended")
+    attempts: int = Field(description="tries so far")
+    next_attempt_at: str | None = Field(description="of a pending one; in the past: it is being sent, or about to be")
+    webhook_id: str = Field(description="the `webhook-id` header, the same at every try")
+    deliveries: list[DeliveryView] = Field(description="every try in its order; the newest 50")
 
 
 class JobSummary(Body):
@@ -307,8 +329,35 @@ def callback_view(job: Job, state: CallbackState | None) -> dict[str, Any] | Non
         "error": None if state is None else state.last_error,
         "state": None if state is None else state.state,
         "attempts": 0 if state is None else state.attempts,
-        "next_attempt_at": rfc3339(state.next_attempt_at) if state is not None and state.state == "pending" else None,
+        "next_attempt_at": _next_attempt_at(state),
     }
+
+
+def deliveries(job: Job, state: CallbackState | None, tries: Sequence[LoggedTry]) -> Deliveries:
+    """Of a job with a callback_url."""
+    return Deliveries(
+        job_id=job.id,
+        url=re.split("[?#]", job.callback_url or "", maxsplit=1)[0],
+        state=None if state is None else state.state,
+        attempts=0 if state is None else state.attempts,
+        next_attempt_at=_next_attempt_at(state),
+        webhook_id=webhook_id(job.id),
+        deliveries=[
+            DeliveryView(
+                number=tried.number,
+                at=str(rfc3339(tried.at)),
+                duration_s=round(tried.duration_s, 3),
+                status=tried.status,
+                error=tried.error,
+                delivered=tried.error is None,
+            )
+            for tried in tries
+        ],
+    )
+
+
+def _next_attempt_at(state: CallbackState | None) -> str | None:
+    return rfc3339(state.next_attempt_at) if state is not None and state.state == "pending" else None
 
 
 def spliced(head: dict[str, Any], name: str, text: str | None) -> bytes:

@@ -5,19 +5,20 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 
 from gpu_daemon import clock
-from gpu_daemon.callbacks.post import Answer, new_client, post, receiver_of, refusal
+from gpu_daemon.callbacks.post import Answer, new_client, post, refusal
 from gpu_daemon.callbacks.signing import signature_header
 from gpu_daemon.errors import Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
-from gpu_daemon.jobs.callback import with_delivery
+from gpu_daemon.jobs.callback import webhook_id, with_delivery
 from gpu_daemon.jobs.retry import callback_delay_s
 from gpu_daemon.logs import log
 from gpu_daemon.outgoing.target import AddressPolicy
-from gpu_daemon.store.callbacks import CallbackStore, Delivery
+from gpu_daemon.store.callbacks import CallbackStore, Delivery, Try
 
 AT_ONCE = 32
 AT_ONCE_PER_HOST = 4
@@ -85,22 +86,18 @@ class Outbox:
 
     async def _begin_due(self) -> float:
         """Start what is due and has room; seconds until it is worth looking again."""
-        held_back = False
-        for delivery in await self._store.due(
-            AT_ONCE * AT_ONCE_PER_HOST, per_host=AT_ONCE_PER_HOST, but=frozenset(self._under_way)
-        ):
-            host = receiver_of(delivery.url)
-            if len(self._under_way) >= AT_ONCE or self._hosts[host] >= AT_ONCE_PER_HOST:
-                held_back = True  # the end of another one wakes us
-                continue
-            self._hosts[host] += 1
+        room = AT_ONCE - len(self._under_way)
+        if room == 0:
+            return POLL_S  # the end of one wakes us, as where all places of a receiver are taken
+        due = await self._store.due(
+            room, per_host=AT_ONCE_PER_HOST, but=self._under_way.keys(), busy=list(self._hosts.elements())
+        )
+        for delivery in due.deliveries:
+            self._hosts[delivery.host] += 1
             task = asyncio.create_task(self._deliver(delivery), name=f"callback of {delivery.job_id}")
             self._under_way[delivery.id] = task
-            task.add_done_callback(partial(self._ended, delivery.id, host))
-        if held_back:
-            return POLL_S
-        next_s = await self._store.next_due_in_s(but=frozenset(self._under_way))
-        return POLL_S if next_s is None else min(POLL_S, next_s + 0.01)
+            task.add_done_callback(partial(self._ended, delivery.id, delivery.host))
+        return POLL_S if due.next_in_s is None else min(POLL_S, due.next_in_s + 0.01)
 
     def _ended(self, delivery_id: int, host: str, _: asyncio.Task[None]) -> None:
         self._hosts[host] -= 1
@@ -112,37 +109,38 @@ class Outbox:
     async def _deliver(self, delivery: Delivery) -> None:
         try:
             reach(FaultPoint.CALLING_BACK)
-            answer = await self._post(delivery)
+            now, began_s = clock.now(), clock.monotonic()
+            answer = await self._post(delivery, now)
+            tried = Try(at=now, duration_s=clock.monotonic() - began_s, status=answer.status, error=answer.error)
             reach(FaultPoint.CALLBACK_ANSWERED)
-            await self._record_however_long(delivery, answer)
+            await self._record_however_long(delivery, answer, tried)
             reach(FaultPoint.CALLBACK_RECORDED)
         except Exception:
             # The row is still pending and due: without a pause the receiver would be hammered.
             log.exception("callback.broken", job_id=delivery.job_id)
             await asyncio.sleep(POLL_S)
 
-    async def _post(self, delivery: Delivery) -> Answer:
-        now = clock.now()
+    async def _post(self, delivery: Delivery, now: datetime) -> Answer:
         body = with_delivery(delivery.payload, round(now.timestamp() * 1000)).encode()
-        webhook_id, timestamp_s = f"msg_{delivery.job_id.replace('-', '')}", int(now.timestamp())
+        id_, timestamp_s = webhook_id(delivery.job_id), int(now.timestamp())
         headers = {
             "Content-Type": "application/json",
-            "webhook-id": webhook_id,
+            "webhook-id": id_,
             "webhook-timestamp": str(timestamp_s),
         }
         if self._secrets:
             headers["webhook-signature"] = signature_header(
-                self._secrets, webhook_id=webhook_id, timestamp_s=timestamp_s, body=body
+                self._secrets, webhook_id=id_, timestamp_s=timestamp_s, body=body
             )
         if (reason := refusal(delivery.url)) is not None:
             return Answer(status=None, error=reason, final=True)
         return await post(self._client, delivery.url, headers, body, now)
 
-    async def _record_however_long(self, delivery: Delivery, answer: Answer) -> None:
+    async def _record_however_long(self, delivery: Delivery, answer: Answer, tried: Try) -> None:
         """While the database is away the answer is kept, rather than the callback sent again."""
         while True:
             try:
-                await self._record(delivery, answer)
+                await self._record(delivery, answer, tried)
             except (Unavailable, OSError) as error:
                 log.warning("callback.not_recorded", job_id=delivery.job_id, error=str(error))
                 await asyncio.sleep(PAUSE_S)
@@ -150,23 +148,22 @@ class Outbox:
                 self._hub.publish("callback", delivery.job_id, status=answer.status, error=answer.error)
                 return
 
-    async def _record(self, delivery: Delivery, answer: Answer) -> None:
+    async def _record(self, delivery: Delivery, answer: Answer, tried: Try) -> None:
         about = {"job_id": delivery.job_id, "attempt": delivery.attempts + 1, "status": answer.status}
         if answer.error is None:
-            assert answer.status is not None
-            await self._store.delivered(delivery.id, answer.status)
+            await self._store.delivered(delivery, tried)
             log.info("callback.delivered", **about)
             return
         delay_s = None if answer.final else self._next_try_s(delivery, answer)
         if delay_s is None:
-            await self._store.dead(delivery.id, answer.status, answer.error)
+            await self._store.dead(delivery, tried)
             log.error("callback.dead", error=answer.error, **about)
         else:
-            await self._store.retry(delivery.id, delay_s, answer.status, answer.error)
+            await self._store.retry(delivery, tried, delay_s)
             log.warning("callback.retried", error=answer.error, retry_in_s=round(delay_s, 1), **about)
 
     def _next_try_s(self, delivery: Delivery, answer: Answer) -> float | None:
         """A receiver that says when to come again is obeyed; it does not use up the tries of the schedule."""
         if answer.retry_after_s is not None and delivery.age_s < GIVE_UP_S:
             return answer.retry_after_s
-        return self._delay_s(delivery.attempts + 1, self._rng)
+        return self._delay_s(delivery.schedule_attempts + 1, self._rng)

@@ -41,11 +41,6 @@ def new_client(policy: AddressPolicy) -> httpx2.AsyncClient:
     )
 
 
-def receiver_of(url: str) -> str:
-    """Host and port, as it stands in the URL; what shares it shares a place in the queue."""
-    return url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
-
-
 def refusal(url: str) -> str | None:
     """Why nothing is ever sent to `url`."""
     try:

@@ -2,7 +2,12 @@
 
 import json
 
-from gpu_daemon.jobs.model import Job
+from gpu_daemon.jobs.model import Job, JobId
+
+
+def webhook_id(job_id: JobId) -> str:
+    """The same at every try and every redelivery: by it a receiver knows what it has had."""
+    return f"msg_{job_id.replace('-', '')}"
 
 
 def callback_payload(job: Job, result: str | None) -> str:

@@ -1,5 +1,6 @@
-"""All SQL on `callbacks`, the outbox."""
+"""All SQL on `callbacks`, the outbox, and `callback_attempts`, its log."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,6 +10,9 @@ from gpu_daemon.store.failures import connection
 from gpu_daemon.store.rows import key_of
 from gpu_daemon.store.text import storable
 
+LOGGED = 50
+"""Tries of one callback that are kept: a receiver may ask for more than the schedule has, with Retry-After."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
@@ -16,12 +20,37 @@ class Delivery:
 
     id: int
     job_id: JobId
+    host: str
     url: str
     payload: str
     attempts: int
     """Tries so far."""
+    schedule: int
+    schedule_attempts: int
+    """Tries so far since the job ended, or since the callback was asked for again."""
     age_s: float
-    """Since the job ended."""
+    """Since then."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    deliveries: list[Delivery]
+    next_in_s: float | None
+    """Until another will be due; None: none is waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Try:
+    at: datetime
+    duration_s: float
+    status: int | None
+    error: str | None
+    """None: delivered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedTry(Try):
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,61 +69,129 @@ class CallbackStore:
         self._pool = pool
 
     async def due(
-        self, limit: int, *, per_host: int | None = None, but: frozenset[int] = frozenset()
-    ) -> list[Delivery]:
-        """The longest overdue first, at most `per_host` of one receiver, without `but` (they are under way)."""
+        self,
+        limit: int,
+        *,
+        per_host: int | None = None,
+        but: Collection[int] = (),
+        busy: Collection[str] = (),
+    ) -> Due:
+        """The longest overdue first, at most `per_host` of one receiver, without `but`: those are under way.
+
+        `busy` has the host of each one under way, as often as it has any. What it costs grows with the receivers that
+        are waited for, not with the callbacks that wait: it goes from host to host and reads a few rows of each.
+        """
         async with connection(self._pool) as db:
             rows = await db.fetch(
-                """WITH waiting AS (
-                       SELECT id, row_number() OVER (
-                           PARTITION BY lower(substring(url FROM '^[^:]*://(?:[^/?#]*@)?([^/?#]*)'))
-                           ORDER BY next_attempt_at, id) AS place
-                       FROM callbacks WHERE state = 'pending' AND next_attempt_at <= now() AND id <> ALL ($3))
-                   SELECT id, job_id, url, payload, attempts, extract(epoch FROM now() - created_at)::float8 AS age_s
-                   FROM waiting JOIN callbacks USING (id) WHERE place <= $2 ORDER BY next_attempt_at, id LIMIT $1""",
+                """WITH RECURSIVE hosts AS (
+                       (SELECT host FROM callbacks WHERE state = 'pending' ORDER BY host LIMIT 1)
+                       UNION ALL
+                       SELECT (SELECT host FROM callbacks WHERE state = 'pending' AND host > hosts.host
+                               ORDER BY host LIMIT 1)
+                       FROM hosts WHERE host IS NOT NULL
+                   ), heads AS (
+                       SELECT head.id FROM hosts CROSS JOIN LATERAL (
+                           SELECT id, next_attempt_at FROM callbacks
+                           WHERE state = 'pending' AND host = hosts.host AND next_attempt_at <= now()
+                             AND id <> ALL ($3)
+                           ORDER BY next_attempt_at, id
+                           LIMIT greatest(0, $2 - (SELECT count(*) FROM unnest($4::text[]) one WHERE one = hosts.host))
+                       ) head
+                       ORDER BY next_attempt_at, id LIMIT $1
+                   )
+                   SELECT extract(epoch FROM soon.next_attempt_at - now())::float8 AS next_in_s, one.*
+                   FROM (
+                       SELECT min((SELECT next_attempt_at FROM callbacks
+                                   WHERE state = 'pending' AND host = hosts.host AND next_attempt_at > now()
+                                   ORDER BY next_attempt_at, id LIMIT 1)) AS next_attempt_at
+                       FROM hosts WHERE host IS NOT NULL
+                   ) soon LEFT JOIN (
+                       SELECT id, job_id, host, url, payload, attempts, schedule, schedule_attempts,
+                              extract(epoch FROM now() - schedule_began_at)::float8 AS age_s,
+                              next_attempt_at AS since
+                       FROM heads JOIN callbacks USING (id)
+                   ) one ON true
+                   ORDER BY since, id""",
                 limit,
                 limit if per_host is None else per_host,
                 list(but),
+                list(busy),
             )
-        return [Delivery(**{**dict(row), "job_id": JobId(str(row["job_id"]))}) for row in rows]
-
-    async def next_due_in_s(self, *, but: frozenset[int] = frozenset()) -> float | None:
-        """Not negative; None: nothing is pending."""
-        async with connection(self._pool) as db:
-            seconds = await db.fetchval(
-                """SELECT extract(epoch FROM min(next_attempt_at) - now()) FROM callbacks
-                   WHERE state = 'pending' AND id <> ALL ($1)""",
-                list(but),
-            )
-        return None if seconds is None else max(0.0, float(seconds))
-
-    async def delivered(self, id_: int, status: int) -> None:
-        await self._execute(
-            """UPDATE callbacks SET state = 'delivered', attempts = attempts + 1, last_status = $2, last_error = NULL,
-                                    delivered_at = now() WHERE id = $1 AND state = 'pending'""",
-            id_,
-            status,
+        return Due(
+            deliveries=[
+                Delivery(
+                    id=row["id"],
+                    job_id=JobId(str(row["job_id"])),
+                    host=row["host"],
+                    url=row["url"],
+                    payload=row["payload"],
+                    attempts=row["attempts"],
+                    schedule=row["schedule"],
+                    schedule_attempts=row["schedule_attempts"],
+                    age_s=row["age_s"],
+                )
+                for row in rows
+                if row["id"] is not None
+            ],
+            next_in_s=rows[0]["next_in_s"],
         )
 
-    async def retry(self, id_: int, delay_s: float, status: int | None, error: str) -> None:
-        await self._execute(
-            """UPDATE callbacks SET attempts = attempts + 1, last_status = $3, last_error = $4,
-                                    next_attempt_at = now() + make_interval(secs => $2)
-               WHERE id = $1 AND state = 'pending'""",
-            id_,
+    async def delivered(self, delivery: Delivery, tried: Try) -> bool:
+        return await self._record(delivery, tried, "state = 'delivered', delivered_at = now()")
+
+    async def retry(self, delivery: Delivery, tried: Try, delay_s: float) -> bool:
+        """One that was asked for again in the meantime is due at once, and this try is none of its new schedule's."""
+        return await self._record(
+            delivery,
+            tried,
+            """schedule_attempts = schedule_attempts + (schedule = $7)::integer,
+               next_attempt_at = CASE WHEN schedule = $7 THEN now() + make_interval(secs => $8)
+                                      ELSE next_attempt_at END""",
+            delivery.schedule,
             delay_s,
-            status,
-            storable(error),
         )
 
-    async def dead(self, id_: int, status: int | None, error: str) -> None:
-        await self._execute(
-            """UPDATE callbacks SET state = 'dead', attempts = attempts + 1, last_status = $2, last_error = $3
-               WHERE id = $1 AND state = 'pending'""",
-            id_,
-            status,
-            storable(error),
+    async def dead(self, delivery: Delivery, tried: Try) -> bool:
+        """One that was asked for again in the meantime is still pending."""
+        return await self._record(
+            delivery, tried, "state = CASE WHEN schedule = $7 THEN 'dead' ELSE state END", delivery.schedule
         )
+
+    async def _record(self, delivery: Delivery, tried: Try, change: str, *arguments: object) -> bool:
+        """Outcome and log in one statement. Called again after Unavailable it does nothing if that was committed."""
+        async with connection(self._pool) as db:
+            status: str = await db.execute(
+                f"""WITH moved AS (
+                        UPDATE callbacks SET attempts = attempts + 1, last_status = $5, last_error = $6, {change}
+                        WHERE id = $1 AND attempts = $2 AND state = 'pending' RETURNING id, attempts
+                    ), forgotten AS (
+                        DELETE FROM callback_attempts USING moved
+                        WHERE callback_id = moved.id AND number <= moved.attempts - {LOGGED}
+                    )
+                    INSERT INTO callback_attempts (callback_id, number, at, duration_s, status, error)
+                    SELECT id, attempts, $3, $4, $5, $6 FROM moved""",
+                delivery.id,
+                delivery.attempts,
+                tried.at,
+                tried.duration_s,
+                tried.status,
+                None if tried.error is None else storable(tried.error),
+                *arguments,
+            )
+        return status.endswith(" 1")
+
+    async def redeliver(self, job_id: JobId) -> bool:
+        """Due now, with a fresh schedule, whatever became of it. False: the job owes no callback, or none yet."""
+        if (key := key_of(job_id)) is None:
+            return False
+        async with connection(self._pool) as db:
+            status: str = await db.execute(
+                """UPDATE callbacks SET state = 'pending', delivered_at = NULL, next_attempt_at = now(),
+                                        schedule = schedule + 1, schedule_attempts = 0, schedule_began_at = now()
+                   WHERE job_id = $1""",
+                key,
+            )
+        return status.endswith(" 1")
 
     async def of_job(self, job_id: JobId) -> CallbackState | None:
         """None: the job owes no callback, or none yet."""
@@ -108,6 +205,15 @@ class CallbackStore:
             )
         return None if row is None else CallbackState(**dict(row))
 
-    async def _execute(self, sql: str, *arguments: object) -> None:
+    async def tries(self, job_id: JobId) -> list[LoggedTry]:
+        """In their order; the newest LOGGED."""
+        if (key := key_of(job_id)) is None:
+            return []
         async with connection(self._pool) as db:
-            await db.execute(sql, *arguments)
+            rows = await db.fetch(
+                """SELECT number, at, duration_s, status, error
+                   FROM callback_attempts JOIN callbacks ON callbacks.id = callback_id
+                   WHERE job_id = $1 ORDER BY number""",
+                key,
+            )
+        return [LoggedTry(**dict(row)) for row in rows]

@@ -70,10 +70,13 @@ async def test_with_keys_each_client_sees_its_own(
                 ("GET", f"/jobs/{job_id}"),
                 ("GET", f"/jobs/{job_id}/result"),
                 ("GET", f"/status?job_id={job_id}"),
+                ("GET", f"/jobs/{job_id}/callbacks"),
+                ("POST", f"/jobs/{job_id}/callbacks/redeliver"),
                 ("POST", f"/jobs/{job_id}/cancel"),
                 ("DELETE", f"/jobs/{job_id}"),
             ):
-                assert (await client.request(method, path, headers=bearer(BORIS))).status_code == 404
+                refused = await client.request(method, path, headers=bearer(BORIS))
+                assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
 
         seen = {}
         for name, key in (("anna", ANNA), ("boris", BORIS)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_daemon.api.schemas import JobOfService, JobPage, JobView, Queue, QueueStats, RunningJob
+from gpu_daemon.api.schemas import Deliveries, JobOfService, JobPage, JobView, Queue, QueueStats, RunningJob
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.transcript.formats import Format, parse_result, render
 from tests.receiver import Receiver, Reply
@@ -161,6 +161,53 @@ async def test_the_job_tells_how_its_callback_went(served: ServedDaemon, receive
     assert view.delivered_at_ms is not None
     without = await served.submit()
     assert (await served.finished(without))["callback"] is None
+
+
+async def test_the_log_of_deliveries_and_sending_again(served: ServedDaemon, receiver: Receiver) -> None:
+    receiver.plan(Reply(status=500))
+    job_id = await served.submit(callback_url=f"{receiver.url}/hook?token=word#part")
+    await served.until(job_id, lambda job: job["callback"]["attempts"] == 1)
+    text = (await served.client.get(f"/jobs/{job_id}/callbacks")).text
+    assert "word" not in text
+    log = Deliveries.model_validate_json(text)
+    assert (log.job_id, log.url, log.state, log.attempts) == (job_id, f"{receiver.url}/hook", "pending", 1)
+    assert log.next_attempt_at is not None
+    (tried,) = log.deliveries
+    assert (tried.number, tried.status, tried.error, tried.delivered) == (1, 500, "HTTP 500", False)
+    assert 0 <= tried.duration_s < 10
+    response = await served.client.post(f"/jobs/{job_id}/callbacks/redeliver")
+    assert response.status_code == 202
+    asked = Deliveries.model_validate(response.json())
+    assert asked.state in ("pending", "delivered"), "it may have gone out already"
+    assert asked.webhook_id == log.webhook_id
+    await served.until(job_id, lambda job: job["callback"]["delivered"])
+    again = await served.client.post(f"/jobs/{job_id}/callbacks/redeliver")
+    assert again.status_code == 202
+    await served.until(job_id, lambda job: job["callback"]["attempts"] == 3 and job["callback"]["delivered"])
+    log = Deliveries.model_validate(await served.json(f"/jobs/{job_id}/callbacks"))
+    assert [(tried.number, tried.status, tried.delivered) for tried in log.deliveries] == [
+        *((1, 500, False), (2, 200, True), (3, 200, True))
+    ]
+    assert {request.headers["webhook-id"] for request in receiver.requests} == {log.webhook_id}
+    assert {request.path for request in receiver.requests} == {"/hook?token=word"}
+
+
+async def test_no_callback_to_show_or_send(served: ServedDaemon, receiver: Receiver) -> None:
+    without = await served.submit()
+    running = await served.submit(prompt=HOLD, callback_url=receiver.url)
+    log = Deliveries.model_validate(await served.json(f"/jobs/{running}/callbacks"))
+    assert (log.state, log.attempts, log.next_attempt_at, log.deliveries) == (None, 0, None, [])
+    for method, path, status, code in (
+        ("GET", f"/jobs/{without}/callbacks", 404, "no_callback"),
+        ("POST", f"/jobs/{without}/callbacks/redeliver", 404, "no_callback"),
+        ("POST", f"/jobs/{running}/callbacks/redeliver", 409, "wrong_state"),
+        ("GET", "/jobs/7f9c24e8-3b1a-4f6d-9d3e-0123456789ab/callbacks", 404, "not_found"),
+        ("POST", "/jobs/7f9c24e8-3b1a-4f6d-9d3e-0123456789ab/callbacks/redeliver", 404, "not_found"),
+    ):
+        response = await served.client.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code), path
+    await served.client.post(f"/jobs/{running}/cancel")
+    assert [request.json()["status"] for request in await receiver.wait_for(1)] == ["cancelled"]
 
 
 async def test_the_cuda_services_status(served: ServedDaemon) -> None:

@@ -3,6 +3,7 @@ import base64
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from gpu_daemon import __version__
+from gpu_daemon import __version__, clock
 from gpu_daemon.callbacks import outbox as outbox_module
 from gpu_daemon.callbacks import post as post_module
 from gpu_daemon.callbacks.outbox import AT_ONCE, AT_ONCE_PER_HOST, Outbox
@@ -22,7 +23,7 @@ from gpu_daemon.events import EventHub, Listener
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.outgoing.target import AddressPolicy
-from gpu_daemon.store.callbacks import CallbackState, CallbackStore
+from gpu_daemon.store.callbacks import LOGGED, CallbackState, CallbackStore, Delivery, Due, Try
 from gpu_daemon.store.jobs import JobStore
 from tests.conftest import MIGRATIONS
 from tests.new_jobs import new_job
@@ -174,10 +175,10 @@ async def test_the_schedule_is_kept_in_the_row(jobs: JobStore, callbacks: Callba
         await recorded(tries)
     state = await callback_of(callbacks, job_id)
     assert (state.state, state.attempts, state.last_status, state.last_error) == ("pending", 1, 500, "HTTP 500")
-    next_s = await callbacks.next_due_in_s()
-    assert next_s is not None
-    assert 900 < next_s <= 1000
-    assert await callbacks.due(10) == []
+    due = await callbacks.due(10)
+    assert due.deliveries == []
+    assert due.next_in_s is not None
+    assert 900 < due.next_in_s <= 1000
 
 
 async def test_the_end_of_the_schedule(jobs: JobStore, callbacks: CallbackStore, receiver: Receiver) -> None:
@@ -187,7 +188,7 @@ async def test_the_end_of_the_schedule(jobs: JobStore, callbacks: CallbackStore,
         await recorded(tries, 5)
     state = await callback_of(callbacks, job_id)
     assert (state.state, state.attempts, state.last_status) == ("dead", 5, 500)
-    assert await callbacks.next_due_in_s() is None
+    assert await callbacks.due(10) == Due(deliveries=[], next_in_s=None)
 
 
 async def test_gone_stops(jobs: JobStore, callbacks: CallbackStore, receiver: Receiver) -> None:
@@ -224,7 +225,7 @@ async def test_nobody_is_asked_to_come_again_for_ever(
 ) -> None:
     receiver.plan(Reply(503, {"Retry-After": "1"}))
     job_id = await ended(jobs, receiver.url)
-    await pool.execute("UPDATE callbacks SET created_at = now() - interval '73 hours'")
+    await pool.execute("UPDATE callbacks SET schedule_began_at = now() - interval '73 hours'")
     async with running(callbacks, lambda attempts, rng: None) as (_, tries):
         await recorded(tries)
     assert (await callback_of(callbacks, job_id)).state == "dead"
@@ -431,26 +432,153 @@ async def test_something_unforeseen_is_logged_and_the_rest_goes_on(
 async def test_due_is_fair_and_in_order(jobs: JobStore, callbacks: CallbackStore, pool: Pool) -> None:
     many = [await ended(jobs, "http://many.example/x") for _ in range(5)]
     one = await ended(jobs, "https://user:word@One.example:8443/y?z#a")
-    assert [delivery.job_id for delivery in await callbacks.due(10)] == [*many, one]
-    assert [delivery.job_id for delivery in await callbacks.due(10, per_host=2)] == [*many[:2], one]
-    assert [delivery.job_id for delivery in await callbacks.due(3)] == many[:3]
-    first = (await callbacks.due(1))[0]
-    assert (first.url, first.attempts) == ("http://many.example/x", 0)
+
+    async def due(limit: int, **but: Any) -> list[JobId]:
+        return [delivery.job_id for delivery in (await callbacks.due(limit, **but)).deliveries]
+
+    assert await due(10) == [*many, one]
+    assert await due(10, per_host=2) == [*many[:2], one]
+    assert await due(3) == many[:3]
+    (first,) = (await callbacks.due(1)).deliveries
+    assert (first.url, first.host, first.attempts) == ("http://many.example/x", "many.example", 0)
     assert 0 <= first.age_s < 60
-    rest = await callbacks.due(10, per_host=2, but=frozenset({first.id}))
-    assert [delivery.job_id for delivery in rest] == [*many[1:3], one]
+    assert await due(10, per_host=2, but={first.id}, busy=["many.example"]) == [many[1], one]
+    assert await due(10, per_host=2, busy=["many.example"] * 3) == [one]
     await pool.execute("UPDATE callbacks SET next_attempt_at = now() + interval '1 hour'")
-    assert await callbacks.due(10) == []
+    await pool.execute("UPDATE callbacks SET next_attempt_at = now() + interval '1 minute' WHERE host LIKE 'one%'")
+    later = await callbacks.due(10)
+    assert later.deliveries == []
+    assert later.next_in_s is not None
+    assert 50 < later.next_in_s <= 60
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://one.example/a?b", "one.example"),
+        ("https://ONE.example:8443/", "one.example:8443"),
+        ("http://one.example?a/b@c", "one.example"),
+        ("http://name:word@one.example:80/x@y", "one.example:80"),
+        ("http://[::1]:9/", "[::1]:9"),
+        ("http://[::1", "[::1"),
+        ("gopher:x", ""),
+        ("http://" + "ж" * 2000, "ж" * 255),
+    ],
+)
+async def test_who_shares_a_receiver(jobs: JobStore, callbacks: CallbackStore, url: str, host: str) -> None:
+    await ended(jobs, url)
+    assert [delivery.host for delivery in (await callbacks.due(1)).deliveries] == [host]
+
+
+def tried(status: int | None, error: str | None) -> Try:
+    return Try(at=clock.now(), duration_s=0.25, status=status, error=error)
+
+
+GOOD, BAD = tried(200, None), tried(500, "HTTP 500")
+
+
+async def only_due(callbacks: CallbackStore) -> Delivery:
+    (delivery,) = (await callbacks.due(10)).deliveries
+    return delivery
 
 
 async def test_what_was_decided_once_stays(jobs: JobStore, callbacks: CallbackStore) -> None:
     job_id = await ended(jobs, "http://one.example/")
-    (delivery,) = await callbacks.due(1)
-    await callbacks.dead(delivery.id, None, "no \0 good")
-    await callbacks.delivered(delivery.id, 200)
-    await callbacks.retry(delivery.id, 0, 500, "HTTP 500")
+    delivery = await only_due(callbacks)
+    assert await callbacks.dead(delivery, tried(None, "no \0 good"))
+    assert not await callbacks.delivered(delivery, GOOD)
+    assert not await callbacks.retry(delivery, BAD, 0)
     state = await callback_of(callbacks, job_id)
     assert (state.state, state.attempts, state.last_error) == ("dead", 1, "no � good")
+    (logged,) = await callbacks.tries(job_id)
+    assert (logged.number, logged.duration_s, logged.status, logged.error) == (1, 0.25, None, "no � good")
     assert await callbacks.of_job(JobId("nonesuch")) is None
+    assert await callbacks.tries(JobId("nonesuch")) == []
+    assert not await callbacks.redeliver(JobId("nonesuch"))
     waiting = await jobs.insert(new_job(callback_url="http://one.example/"))
     assert await callbacks.of_job(waiting.id) is None
+    assert not await callbacks.redeliver(waiting.id)
+
+
+async def test_a_try_is_recorded_once(jobs: JobStore, callbacks: CallbackStore) -> None:
+    """As after an answer of the database that was lost: it is recorded again."""
+    job_id = await ended(jobs, "http://one.example/")
+    delivery = await only_due(callbacks)
+    assert await callbacks.retry(delivery, BAD, 0)
+    assert not await callbacks.retry(delivery, BAD, 0)
+    again = await only_due(callbacks)
+    assert (again.attempts, again.schedule_attempts) == (1, 1)
+    assert await callbacks.delivered(again, GOOD)
+    assert await callbacks.redeliver(job_id)
+    assert not await callbacks.delivered(again, GOOD)
+    assert [(tried.number, tried.status) for tried in await callbacks.tries(job_id)] == [(1, 500), (2, 200)]
+    assert (await callback_of(callbacks, job_id)).state == "pending"
+
+
+async def test_the_log_keeps_the_newest_tries(jobs: JobStore, callbacks: CallbackStore, pool: Pool) -> None:
+    job_id = await ended(jobs, "http://one.example/")
+    for _ in range(LOGGED + 3):
+        assert await callbacks.retry(await only_due(callbacks), BAD, 0)
+    assert [tried.number for tried in await callbacks.tries(job_id)] == list(range(4, LOGGED + 4))
+    assert await jobs.delete(job_id)
+    assert await pool.fetchval("SELECT count(*) FROM callback_attempts") == 0
+
+
+@pytest.mark.parametrize("first", [Reply(200), Reply(410), Reply(500)], ids=["delivered", "dead", "waiting"])
+async def test_sent_again_with_a_fresh_schedule(
+    jobs: JobStore, callbacks: CallbackStore, receiver: Receiver, first: Reply
+) -> None:
+    receiver.plan(first, Reply(500))
+    job_id = await ended(jobs, receiver.url)
+    async with running(callbacks, lambda attempts, rng: 1000.0) as (_, tries):
+        await recorded(tries)
+    asked: list[int] = []
+
+    def delay_s(attempts: int, rng: random.Random) -> float | None:
+        asked.append(attempts)
+        return 0.0
+
+    async with running(callbacks, delay_s) as (outbox, tries):
+        assert await callbacks.redeliver(job_id)
+        assert (await callback_of(callbacks, job_id)).delivered_at is None
+        outbox.wake()
+        await recorded(tries, 2)
+    assert asked == [1]
+    requests = await receiver.wait_for(3)
+    assert len({request.headers["webhook-id"] for request in requests}) == 1
+    assert [(tried.number, tried.status) for tried in await callbacks.tries(job_id)] == [
+        *((1, first.status), (2, 500), (3, 200))
+    ]
+    assert (await callback_of(callbacks, job_id)).state == "delivered"
+
+
+@pytest.mark.parametrize("answer", [Reply(200), Reply(410), Reply(500)], ids=["delivered", "gone", "failed"])
+async def test_sent_again_while_it_is_being_sent(
+    jobs: JobStore, callbacks: CallbackStore, receiver: Receiver, answer: Reply
+) -> None:
+    """Neither lost nor doubled: only a try that fails is made again, at once and with all of the schedule before it."""
+    receiver.plan(replace(answer, held=True), Reply(), Reply(500))
+    job_id = await ended(jobs, receiver.url)
+    asked: list[int] = []
+
+    def delay_s(attempts: int, rng: random.Random) -> float | None:
+        asked.append(attempts)
+        return 1000.0 if len(asked) == 1 and answer.status == 500 else 0.0
+
+    async with running(callbacks, delay_s) as (outbox, tries):
+        await receiver.wait_for(1)
+        assert await callbacks.redeliver(job_id)
+        other = await ended(jobs, receiver.url)
+        outbox.wake()
+        assert await recorded(tries) == [{"status": 200, "error": None}]
+        assert [request.json()["job_id"] for request in receiver.requests] == [job_id, other]
+        receiver.release()
+        if answer.status == 200:
+            await recorded(tries)
+            assert await callbacks.due(10) == Due(deliveries=[], next_in_s=None)
+        else:
+            await recorded(tries, 3)
+            assert asked[-1] == 1
+    state = await callback_of(callbacks, job_id)
+    assert (state.state, state.attempts) == ("delivered", 1 if answer.status == 200 else 3)
+    assert len(receiver.requests) == state.attempts + 1

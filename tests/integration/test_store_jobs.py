@@ -8,12 +8,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gpu_daemon import clock
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
 from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
 from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, JobOptions, Task
 from gpu_daemon.jobs.state import MOVES, TERMINAL, JobState, Stage
 from gpu_daemon.store import jobs as jobs_module
-from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.callbacks import CallbackStore, Try
 from gpu_daemon.store.jobs import JobStore
 from tests.new_jobs import new_job
 from tests.relay import COMMIT, EXECUTE, Relay
@@ -459,8 +460,8 @@ async def test_expired(store: JobStore, pool: Pool) -> None:
         uuid.UUID(fresh.job_id),
     )
     callbacks = CallbackStore(pool)
-    (delivery,) = [due for due in await callbacks.due(10) if due.job_id == told.job_id]
-    await callbacks.delivered(delivery.id, 200)
+    (delivery,) = [due for due in (await callbacks.due(10)).deliveries if due.job_id == told.job_id]
+    assert await callbacks.delivered(delivery, Try(at=clock.now(), duration_s=0.1, status=200, error=None))
     assert sorted(await store.expired(100)) == sorted([plain.job_id, told.job_id])
     assert await store.expired(1000) == []
     assert running.job_id not in await store.expired(0)

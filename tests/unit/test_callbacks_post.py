@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gpu_daemon.callbacks.post import MAX_RETRY_AFTER_S, parse_retry_after, receiver_of, refusal
+from gpu_daemon.callbacks.post import MAX_RETRY_AFTER_S, parse_retry_after, refusal
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -27,20 +27,6 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
-
-
-@pytest.mark.parametrize(
-    ("url", "receiver"),
-    [
-        ("http://one.example/a?b", "one.example"),
-        ("https://ONE.example:8443/", "one.example:8443"),
-        ("http://name:word@one.example:80/x@y", "one.example:80"),
-        ("http://[::1]:9/", "[::1]:9"),
-        ("http://[::1", "[::1"),
-    ],
-)
-def test_receiver_of(url: str, receiver: str) -> None:
-    assert receiver_of(url) == receiver
 
 
 @pytest.mark.parametrize(
