@@ -56,6 +56,7 @@ class Receiver:
         return int(self.url.rpartition(":")[2])
 
     async def start(self, port: int = 0) -> None:
+        """On a free port, or again on the one that it had."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"

@@ -12,6 +12,38 @@ from gpu_daemon.store.text import storable
 
 LOGGED = 50
 """Tries of one callback that are kept: a receiver may ask for more than the schedule has, with Retry-After."""
+DUE = """
+    WITH RECURSIVE hosts AS (
+        (SELECT host FROM callbacks WHERE state = 'pending' ORDER BY host LIMIT 1)
+        UNION ALL
+        SELECT (SELECT host FROM callbacks WHERE state = 'pending' AND host > hosts.host
+                ORDER BY host LIMIT 1)
+        FROM hosts WHERE host IS NOT NULL
+    ), heads AS (
+        SELECT head.id FROM hosts CROSS JOIN LATERAL (
+            SELECT id, next_attempt_at FROM callbacks
+            WHERE state = 'pending' AND host = hosts.host AND next_attempt_at <= now()
+              AND id <> ALL ($3)
+            ORDER BY next_attempt_at, id
+            LIMIT greatest(0, $2 - (SELECT count(*) FROM unnest($4::text[]) one WHERE one = hosts.host))
+        ) head
+        ORDER BY next_attempt_at, id LIMIT $1
+    )
+    SELECT extract(epoch FROM soon.next_attempt_at - now())::float8 AS next_in_s, one.*
+    FROM (
+        SELECT min((SELECT next_attempt_at FROM callbacks
+                    WHERE state = 'pending' AND host = hosts.host AND next_attempt_at > now()
+                    ORDER BY next_attempt_at, id LIMIT 1)) AS next_attempt_at
+        FROM hosts WHERE host IS NOT NULL
+    ) soon LEFT JOIN (
+        SELECT id, job_id, host, url, payload, attempts, schedule, schedule_attempts,
+               extract(epoch FROM now() - schedule_began_at)::float8 AS age_s,
+               next_attempt_at AS since
+        FROM heads JOIN callbacks USING (id)
+    ) one ON true
+    ORDER BY since, id
+"""
+"""A row without a callback when none is due. Goes from host to host along the index and reads a few rows of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,39 +111,11 @@ class CallbackStore:
         """The longest overdue first, at most `per_host` of one receiver, without `but`: those are under way.
 
         `busy` has the host of each one under way, as often as it has any. What it costs grows with the receivers that
-        are waited for, not with the callbacks that wait: it goes from host to host and reads a few rows of each.
+        are waited for, not with the callbacks that wait.
         """
         async with connection(self._pool) as db:
             rows = await db.fetch(
-                """WITH RECURSIVE hosts AS (
-                       (SELECT host FROM callbacks WHERE state = 'pending' ORDER BY host LIMIT 1)
-                       UNION ALL
-                       SELECT (SELECT host FROM callbacks WHERE state = 'pending' AND host > hosts.host
-                               ORDER BY host LIMIT 1)
-                       FROM hosts WHERE host IS NOT NULL
-                   ), heads AS (
-                       SELECT head.id FROM hosts CROSS JOIN LATERAL (
-                           SELECT id, next_attempt_at FROM callbacks
-                           WHERE state = 'pending' AND host = hosts.host AND next_attempt_at <= now()
-                             AND id <> ALL ($3)
-                           ORDER BY next_attempt_at, id
-                           LIMIT greatest(0, $2 - (SELECT count(*) FROM unnest($4::text[]) one WHERE one = hosts.host))
-                       ) head
-                       ORDER BY next_attempt_at, id LIMIT $1
-                   )
-                   SELECT extract(epoch FROM soon.next_attempt_at - now())::float8 AS next_in_s, one.*
-                   FROM (
-                       SELECT min((SELECT next_attempt_at FROM callbacks
-                                   WHERE state = 'pending' AND host = hosts.host AND next_attempt_at > now()
-                                   ORDER BY next_attempt_at, id LIMIT 1)) AS next_attempt_at
-                       FROM hosts WHERE host IS NOT NULL
-                   ) soon LEFT JOIN (
-                       SELECT id, job_id, host, url, payload, attempts, schedule, schedule_attempts,
-                              extract(epoch FROM now() - schedule_began_at)::float8 AS age_s,
-                              next_attempt_at AS since
-                       FROM heads JOIN callbacks USING (id)
-                   ) one ON true
-                   ORDER BY since, id""",
+                DUE,
                 limit,
                 limit if per_host is None else per_host,
                 list(but),
