@@ -156,8 +156,8 @@ async def test_receivers_that_answer_oddly(tmp_path: Path, database: ConnectionP
         await receiver.stop()
 
 
-async def flood(pool: Pool, url: str) -> None:
-    """Jobs that have ended and owe a callback now, with large results."""
+async def flood(pool: Pool, url: str, payload_bytes: int) -> None:
+    """Jobs that have ended and owe a callback now."""
     async with pool.acquire() as db, db.transaction():
         await db.execute(
             """INSERT INTO jobs (id, state, options, requested_language, file_name, file_size_bytes, file_sha256,
@@ -170,7 +170,7 @@ async def flood(pool: Pool, url: str) -> None:
         await db.execute(
             """INSERT INTO callbacks (job_id, url, payload)
                SELECT id, callback_url, json_build_object('text', repeat('x', $1)) FROM jobs WHERE callback_url = $2""",
-            PAYLOAD_BYTES,
+            payload_bytes,
             url,
         )
 
@@ -182,7 +182,7 @@ async def test_a_flood_of_callbacks_to_a_slow_receiver_delays_no_other(
     slow = Receiver()
     await slow.start()
     slow.plan(*[Reply(hang=True)] * AT_ONCE)
-    await flood(pool, slow.url)
+    await flood(pool, slow.url, PAYLOAD_BYTES)
     async with running_daemon(tmp_path, database, **FAKE_ENGINE) as daemon:
         await slow.wait_for(AT_ONCE_PER_HOST)
         for _ in range(3):
@@ -198,8 +198,8 @@ async def test_a_flood_of_callbacks_to_a_slow_receiver_delays_no_other(
 
 async def test_what_is_due_is_found_without_reading_a_flood(pool: Pool) -> None:
     """Fault 38, in the database: rows that are read, whether it knows how many there are or not."""
-    await flood(pool, "http://slow.example/")
-    await flood(pool, "http://slower.example/")
+    await flood(pool, "http://slow.example/", 100)
+    await flood(pool, "http://slower.example/", 100)
     await pool.execute("DELETE FROM callbacks WHERE host = 'slower.example' AND id % 1000 <> 0")
 
     async def rows_read(db: Connection) -> int:
