@@ -56,7 +56,6 @@ async def test_a_receiver_that_is_down_for_an_hour_gets_its_callback(
     await only_demo(database)
     down = Receiver()
     await down.start()
-    port = int(down.url.rsplit(":", 1)[1])
     down.plan(Reply(500))
     passed_s = 0.0
 
@@ -90,7 +89,7 @@ async def test_a_receiver_that_is_down_for_an_hour_gets_its_callback(
     for attempt in (3, 4, 5):
         await time_passes(job_id, attempt)
         if attempt == 5:
-            await down.start(port)
+            await down.start(down.port)
         async with started(tmp_path, database, CALLBACK_SECRET=f"{NEW},{OLD}") as daemon:
             await another_is_told(daemon)
             event = "callback.delivered" if attempt == 5 else "callback.retried"

@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
+from gpu_daemon import clock
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
 from gpu_daemon.jobs.model import Claim, JobId
 from gpu_daemon.jobs.state import TERMINAL, JobState, Stage
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.recovery import recover
 from gpu_daemon.settings import Settings
-from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.callbacks import CallbackStore, Try
 from gpu_daemon.store.jobs import JobStore
 from tests.new_jobs import new_job, store_audio
 
@@ -236,10 +237,19 @@ class Histories(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def call_back(self, job_id: JobId) -> None:
         model = self.models.get(job_id)
-        owed = {delivery.job_id: delivery for delivery in self.do(self.callbacks.due(1000))}
+        owed = {delivery.job_id: delivery for delivery in self.do(self.callbacks.due(1000)).deliveries}
         if model is not None and job_id in owed:
-            self.do(self.callbacks.delivered(owed[job_id].id, 200))
+            tried = Try(at=clock.now(), duration_s=0.1, status=200, error=None)
+            assert self.do(self.callbacks.delivered(owed[job_id], tried))
             model.called_back = True
+
+    @rule(job_id=jobs)
+    def call_back_again(self, job_id: JobId) -> None:
+        model = self.models.get(job_id)
+        owes = model is not None and model.callback and model.state in TERMINAL
+        assert self.do(self.callbacks.redeliver(job_id)) is owes
+        if model is not None and owes:
+            model.called_back = False
 
     @rule()
     def restart(self) -> None:
@@ -283,7 +293,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def each_end_owes_one_callback(self) -> None:
-        owed = [delivery.job_id for delivery in self.do(self.callbacks.due(1000))]
+        owed = [delivery.job_id for delivery in self.do(self.callbacks.due(1000)).deliveries]
         ended = {job_id for job_id, model in self.models.items() if model.callback and model.state in TERMINAL}
         assert sorted(owed) == sorted(job_id for job_id in ended if not self.models[job_id].called_back)
 
