@@ -67,6 +67,10 @@ class RunningDaemon:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def start(self, timeout_s: float = 60) -> None:
         await self.spawn()
         started = await self.line("daemon.started", timeout_s)

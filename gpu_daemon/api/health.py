@@ -6,6 +6,8 @@ from gpu_daemon import __version__
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.schemas import Alive, Health, Ready
 from gpu_daemon.api.state import health_reason, running_job, running_worker
+from gpu_daemon.errors import DiskFull
+from gpu_daemon.scheduling.admission import check_disk
 
 router = APIRouter(tags=["health"])
 RETRY_AFTER_S = 5
@@ -49,12 +51,17 @@ async def ready(request: Request, response: Response) -> Ready:
     context = context_of(request)
     readiness = context.scheduler.readiness()
     database = await context.database_answers()
-    is_ready = database and readiness.status == "ready"
+    reason = readiness.reason if database else "the database does not answer"
+    try:
+        check_disk(context.settings, None)
+    except DiskFull as error:
+        reason = reason or error.message
+    is_ready = reason is None
     if not is_ready:
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return Ready(
         status="ready" if is_ready else "not_ready",
-        reason=readiness.reason if database else "the database does not answer",
+        reason=reason,
         database=database,
     )

@@ -18,6 +18,7 @@ from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.errors import (
     Conflict,
     DeviceLost,
+    DiskFull,
     GpuDaemonError,
     JobCancelled,
     JobError,
@@ -48,6 +49,7 @@ from gpu_daemon.store.jobs import JobStore
 HAND_BACK_TIMEOUT_S = 5.0
 UNLOAD_TIMEOUT_S = 10.0
 OUT_OF_MEMORY = "gpu_oom"
+DISK_FULL_PAUSE_S = 20.0
 
 STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
     Stage.PREPARING: (0, 5),
@@ -366,6 +368,8 @@ class Worker:
         if isinstance(error, JobCancelled) or current.cancel.is_set():
             reach(FaultPoint.CANCELLED_STOPPED)
             return JobState.CANCELLED if await self._record(lambda: self._jobs.cancel(claim)) else None
+        if error.code == DiskFull.code:
+            return await self._wait_for_room(current, error)
         if isinstance(error, JobError) and error.retryable and claim.attempt < self._settings.max_attempts:
             log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
             return JobState.QUEUED if await self._record(lambda: self._jobs.requeue(claim, charge=True)) else None
@@ -373,6 +377,14 @@ class Worker:
         return (
             JobState.FAILED if await self._record(lambda: self._jobs.fail(claim, error.code, error.message)) else None
         )
+
+    async def _wait_for_room(self, current: _Current, error: GpuDaemonError) -> JobState | None:
+        """No job's fault, and no other would be decoded either: it is tried again later, uncharged."""
+        log.error("job.waits_for_disk", job_id=current.job.id, error=error.message, retry_in_s=DISK_FULL_PAUSE_S)
+        if not await self._record(lambda: self._jobs.requeue(current.claim, charge=False)):
+            return None
+        await asyncio.sleep(DISK_FULL_PAUSE_S)
+        return JobState.QUEUED
 
     async def _hand_back(self, current: _Current) -> None:
         """The daemon stops: the job goes back to the queue, uncharged."""

@@ -1,10 +1,16 @@
 """The database goes away while a job runs, and comes back."""
 
+import os
+import signal
 from pathlib import Path
 
 from gpu_daemon.database.embedded import EmbeddedPostgres
+from gpu_daemon.database.pool import ConnectionParameters
+from tests.invariants import violations, watch
 from tests.receiver import Receiver
-from tests.running import FAKE_ENGINE, RunningDaemon
+from tests.relay import COMMIT, Relay
+from tests.running import FAKE_ENGINE, RunningDaemon, only_demo
+from tests.serving import tone
 from tests.speech import conversation, write
 
 
@@ -64,3 +70,68 @@ async def test_a_result_outlives_the_daemon_that_could_not_write_it(tmp_path: Pa
     finally:
         await daemon.close()
         await server.stop()
+
+
+async def test_a_server_that_is_killed_costs_no_attempt(tmp_path: Path, receiver: Receiver) -> None:
+    """Fault 6: kill -9 of PostgreSQL under a job that runs; it reads its log again and everything is there."""
+    (tmp_path / "one.wav").write_bytes(tone(0.2))
+    server = EmbeddedPostgres(tmp_path / "outside")
+    database = await server.start()
+    daemon = RunningDaemon(tmp_path / "data", database, FAKE_ENGINE)
+    try:
+        await daemon.start()
+        await only_demo(database)
+        await watch(database)
+        told = [
+            (await daemon.submit(tmp_path / "one.wav", initial_prompt=prompt, callback_url=receiver.url))["job_id"]
+            for prompt in ("fake:sleep=1", "")
+        ]
+        await daemon.line("job.started", job_id=told[0])
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        for job_id in told:
+            await daemon.line("job.ended", job_id=job_id, state="completed")
+            assert (await daemon.job(job_id))["attempt"] == 1
+        await receiver.wait_for(2)
+        assert await daemon.stop() == 0
+        assert [line["event"] for line in daemon.lines].count("runner.ready") == 1, "nobody was restarted"
+        assert await violations(database, daemon.data_dir / "jobs", receiver.requests, told=told) == []
+    finally:
+        await daemon.close()
+        await server.stop()
+
+
+async def test_a_commit_whose_answer_is_lost_is_found_out(
+    tmp_path: Path, database: ConnectionParameters, receiver: Receiver
+) -> None:
+    """Fault 8: the connection is cut after COMMIT was sent with a result; it was made, and is not made twice."""
+    (tmp_path / "one.wav").write_bytes(tone(0.2))
+    relay = Relay(database)
+    await only_demo(database)
+    await watch(database)
+    through = await relay.start()
+    try:
+        daemon = RunningDaemon(tmp_path / "data", through, FAKE_ENGINE)
+        try:
+            await daemon.start()
+            answer = await daemon.submit(
+                tmp_path / "one.wav", initial_prompt="fake:sleep=0.5", callback_url=receiver.url
+            )
+            job_id = answer["job_id"]
+            await daemon.line("job.started", job_id=job_id)
+            relay.lose_answer_to(COMMIT)
+            await daemon.line("job.record_failed", job_id=job_id)
+            await daemon.line("job.ended", job_id=job_id, state="completed")
+            assert relay.lost == 1
+            await receiver.wait_for(1)
+            after = (await daemon.submit(tmp_path / "one.wav", callback_url=receiver.url))["job_id"]
+            await daemon.finished(after)
+            await receiver.wait_for(2)
+            assert await daemon.stop() == 0
+            assert len(receiver.requests) == 2, "one for each job"
+            found = await violations(database, daemon.data_dir / "jobs", receiver.requests, told={job_id, after})
+            assert found == []
+        finally:
+            await daemon.close()
+    finally:
+        await relay.stop()

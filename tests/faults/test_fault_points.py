@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class Scene:
     point: FaultPoint
     daemon: RunningDaemon
     told: list[str] = field(default_factory=list)
+    unanswered: list[tuple[str, str]] = field(default_factory=list)
+    """Prompts and keys."""
     deleted: list[str] = field(default_factory=list)
     expected: dict[str, str] = field(default_factory=dict)
     """How a job must end; `completed` unless said otherwise."""
@@ -59,12 +62,19 @@ class Scene:
         self.arm()
         await self.daemon.start()
 
-    async def submit(self, prompt: str = "") -> str:
+    async def submit(self, prompt: str = "", key: str | None = None) -> str:
         """The id, or nothing when the daemon died under it."""
+        key = str(uuid.uuid4()) if key is None else key
         fields = {"initial_prompt": prompt, "callback_url": self.receiver.url}
         try:
-            response = await self.daemon.client.post("/transcribe", files={"file": ("a.wav", tone(0.2))}, data=fields)
+            response = await self.daemon.client.post(
+                "/transcribe",
+                files={"file": ("a.wav", tone(0.2))},
+                data=fields,
+                headers={"Idempotency-Key": key},
+            )
         except httpx2.TransportError:
+            self.unanswered.append((prompt, key))
             return ""
         assert response.status_code == 202, response.text
         job_id: str = response.json()["job_id"]
@@ -275,8 +285,13 @@ async def _rises_again(scene: Scene) -> None:
     await daemon.start()
     await watch(scene.database)
     await scene.quiet()
-    await scene.submit()
+    for prompt, key in scene.unanswered or [("", "another")]:
+        job_id = await scene.submit(prompt, key)
+        assert await scene.submit(prompt, key) == job_id, "one key is one job"
+        if prompt == "fake:error":
+            scene.expected[job_id] = "failed"
     await scene.quiet()
+    assert await scene.sql("SELECT count(*) FROM jobs") == len(set(scene.told) - set(scene.deleted))
     assert (
         await violations(
             *(scene.database, daemon.data_dir / "jobs", scene.receiver.requests),
