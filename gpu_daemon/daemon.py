@@ -87,14 +87,16 @@ class Daemon:
 
         hub = EventHub()
         jobs, callbacks = JobStore(pool), CallbackStore(pool)
-        policy, secrets = _callback_settings(settings)
-        outbox = Outbox(callbacks, hub, policy=policy, secrets=secrets)
+        callback_policy, fetch_policy, secrets = _outgoing_settings(settings)
+        outbox = Outbox(callbacks, hub, policy=callback_policy, secrets=secrets)
         await outbox.start()
         self._parts.push_async_callback(outbox.stop)
         catalogue = Catalogue(ModelStore(pool), settings.models_dir, hub)
         await catalogue.start()
         self._parts.push_async_callback(catalogue.stop)
-        scheduler = Scheduler(settings, devices, jobs=jobs, catalogue=catalogue, outbox=outbox, hub=hub)
+        scheduler = Scheduler(
+            settings, devices, jobs=jobs, catalogue=catalogue, outbox=outbox, hub=hub, fetch_policy=fetch_policy
+        )
         await scheduler.start()
         self._scheduler = scheduler
         self._parts.push_async_callback(scheduler.stop)
@@ -108,7 +110,8 @@ class Daemon:
                 catalogue=catalogue,
                 scheduler=scheduler,
                 hub=hub,
-                callback_policy=policy,
+                callback_policy=callback_policy,
+                fetch_policy=fetch_policy,
                 database_answers=lambda: answers(pool),
                 started_at=clock.now(),
             )
@@ -211,12 +214,19 @@ def _listen(host: str, port: int) -> socket.socket:
         raise StartupError(f"PORT: cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _callback_settings(settings: Settings) -> tuple[AddressPolicy, list[bytes]]:
+def _outgoing_settings(settings: Settings) -> tuple[AddressPolicy, AddressPolicy, list[bytes]]:
+    """Where callbacks may go, where audio may come from, and what signs callbacks."""
     name = "CALLBACK_ALLOWED_NETWORKS"
     try:
-        policy = AddressPolicy.parse(settings.callback_allowed_networks)
+        callback_policy = AddressPolicy.parse(settings.callback_allowed_networks)
+        name = "FETCH_ALLOWED_NETWORKS"
+        fetch_policy = AddressPolicy.parse(settings.fetch_allowed_networks)
         name = "CALLBACK_SECRET"
-        return policy, [secret_bytes(secret.get_secret_value()) for secret in settings.callback_secret]
+        return (
+            callback_policy,
+            fetch_policy,
+            [secret_bytes(secret.get_secret_value()) for secret in settings.callback_secret],
+        )
     except ValueError as error:
         raise SettingsError(f"{name}: {error}") from error
 

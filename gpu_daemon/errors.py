@@ -13,6 +13,8 @@ GpuDaemonError
 │   └── OutcomeUnknown        the database went away while it was writing: what was asked may have happened
 ├── JobError                  ends one job as `failed`; never an HTTP answer
 │   ├── JobCancelled          a stop that was asked for
+│   ├── UrlBlocked            its url leads where the daemon may not go
+│   ├── FetchFailed           its url gives no file
 │   ├── DeviceLost            the GPU is of no more use to this process: the runner must end
 │   └── RunnerCrashed         the child process died or was killed under the job
 ├── IllegalTransition         a bug: a job was moved where it may not go
@@ -93,6 +95,14 @@ class JobError(GpuDaemonError):
 
 class JobCancelled(JobError):
     code = "cancelled"
+
+
+class UrlBlocked(JobError):
+    code = "url_blocked"
+
+
+class FetchFailed(JobError):
+    code = "fetch_failed"
 
 
 class DeviceLost(JobError):

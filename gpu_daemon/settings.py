@@ -68,6 +68,8 @@ class Settings(BaseSettings):
         "public",
         "private",
     )
+    fetch_allowed_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = ("public",)
+    """For the `url` of a job."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_separated)] = ()
 

@@ -13,8 +13,9 @@ CREATE TABLE jobs (
     options             jsonb NOT NULL,
     requested_language  text NOT NULL,
     file_name           text NOT NULL,
-    file_size_bytes     bigint NOT NULL,
-    file_sha256         text NOT NULL,
+    source_url          text,               -- NULL: the file was uploaded; without its query once the job has ended
+    file_size_bytes     bigint CHECK (file_size_bytes IS NOT NULL OR source_url IS NOT NULL),  -- NULL: not fetched yet
+    file_sha256         text CHECK (file_sha256 IS NOT NULL OR source_url IS NOT NULL),
     duration_s          double precision,
     callback_url        text,
     metadata            json,               -- json, not jsonb: clients get their own text back

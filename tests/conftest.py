@@ -16,6 +16,7 @@ from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.migrate import migrate
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
 from tests.receiver import Receiver
+from tests.web import Site
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 KINDS = ("unit", "contract", "integration", "faults", "gpu")
@@ -116,3 +117,11 @@ async def receiver() -> AsyncIterator[Receiver]:
     await receiver.start()
     yield receiver
     await receiver.stop()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    await site.start()
+    yield site
+    await site.stop()

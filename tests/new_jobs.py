@@ -16,6 +16,7 @@ def new_job(**changes: Any) -> NewJob:
         "priority": 0,
         "client": None,
         "file_name": "talk.wav",
+        "source_url": None,
         "file_size_bytes": 5,
         "file_sha256": "0" * 64,
         "duration_s": 1.0,

@@ -27,6 +27,7 @@ class Context:
     scheduler: Scheduler
     hub: EventHub
     callback_policy: AddressPolicy
+    fetch_policy: AddressPolicy
     database_answers: Callable[[], Awaitable[bool]]
     started_at: datetime
 

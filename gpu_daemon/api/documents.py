@@ -1,11 +1,19 @@
-"""What OpenAPI cannot learn from the code: the form of POST /transcribe, which is read as it comes; examples."""
+"""What OpenAPI cannot learn from the code: the bodies of POST /transcribe, which are read as they come; examples."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from gpu_daemon.api.fields import MAX_BEAM_SIZE, MAX_METADATA_BYTES, MAX_PRIORITY, MAX_TEMPERATURES, MAX_URL_CHARACTERS
+from gpu_daemon.api.fields import (
+    MAX_BEAM_SIZE,
+    MAX_CALLBACK_URL_CHARACTERS,
+    MAX_METADATA_BYTES,
+    MAX_PRIORITY,
+    MAX_SOURCE_URL_CHARACTERS,
+    MAX_TEMPERATURES,
+)
+from gpu_daemon.api.form import FILE_FIELD
 
 TAGS = [
     {"name": "jobs", "description": "Send a file, watch its job, fetch its transcript."},
@@ -27,11 +35,17 @@ are seconds on the timeline of the file you sent.
 
 FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "file": {"type": "string", "format": "binary", "description": "Any audio or video that ffmpeg can read."},
+    "url": {
+        "type": "string",
+        "format": "uri",
+        "maxLength": MAX_SOURCE_URL_CHARACTERS,
+        "description": "http(s) address that the daemon fetches it from, in place of `file`.",
+    },
     "model": {"type": "string", "description": "Name of an enabled model (`GET /models`); absent: the default one."},
     "callback_url": {
         "type": "string",
         "format": "uri",
-        "maxLength": MAX_URL_CHARACTERS,
+        "maxLength": MAX_CALLBACK_URL_CHARACTERS,
         "description": "http(s) address that gets one POST when the job ends.",
     },
     "language": {
@@ -86,6 +100,22 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "vad_filter": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
 }
 
+JSON_PROPERTIES = {name: said for name, said in FORM_PROPERTIES.items() if name != FILE_FIELD} | {
+    "temperature": {
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "maxItems": MAX_TEMPERATURES},
+        ],
+        "description": FORM_PROPERTIES["temperature"]["description"],
+        "examples": [0, [0, 0.2, 0.4]],
+    },
+    "metadata": {
+        "type": "object",
+        "description": FORM_PROPERTIES["metadata"]["description"],
+        "examples": [{"order": 7}],
+    },
+}
+
 TRANSCRIBE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -94,11 +124,20 @@ TRANSCRIBE_BODY: dict[str, Any] = {
                 "schema": {
                     "title": "Submission",
                     "type": "object",
-                    "required": ["file"],
+                    "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
                     "additionalProperties": False,
                     "properties": FORM_PROPERTIES,
                 }
-            }
+            },
+            "application/json": {
+                "schema": {
+                    "title": "SubmissionByUrl",
+                    "type": "object",
+                    "required": ["url"],
+                    "additionalProperties": False,
+                    "properties": JSON_PROPERTIES,
+                }
+            },
         },
     },
     "parameters": [

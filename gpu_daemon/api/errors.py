@@ -36,7 +36,15 @@ STATUSES: Mapping[type[GpuDaemonError], int] = {
     Unavailable: 503,
     DiskFull: 507,
 }
-JOB_STATUSES = {"not_media": 415, "too_long": 413, "too_large": 413, "cancelled": 409, "model_unavailable": 503}
+JOB_STATUSES = {
+    "url_blocked": 400,
+    "fetch_failed": 400,
+    "not_media": 415,
+    "too_long": 413,
+    "too_large": 413,
+    "cancelled": 409,
+    "model_unavailable": 503,
+}
 """Of a job that failed while its client waited for the answer; 500 else."""
 MEANINGS = {
     400: "a field is wrong; `param` names it",
@@ -87,7 +95,8 @@ def answer_of_failed(job: Job) -> JSONResponse:
     """To a client that waited for the result."""
     status = JOB_STATUSES.get(job.error_code or "", 500)
     message = job.error_message or f"the job was {job.state.value}"
-    return envelope(status, message, code=job.error_code, param="file" if status in (413, 415) else None)
+    source = "file" if job.source_url is None else "url"
+    return envelope(status, message, code=job.error_code, param=source if status in (400, 413, 415) else None)
 
 
 def internal_error() -> JSONResponse:

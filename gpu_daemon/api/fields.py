@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx2
 
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.languages import language_code
@@ -13,7 +15,9 @@ from gpu_daemon.jobs.model import TEMPERATURE_LADDER, JobOptions, Task
 
 MAX_METADATA_BYTES = 4096
 MAX_METADATA_DEPTH = 32
-MAX_URL_CHARACTERS = 2048
+MAX_CALLBACK_URL_CHARACTERS = 2048
+MAX_SOURCE_URL_CHARACTERS = 8192
+"""Signed ones are long."""
 MAX_PROMPT_CHARACTERS = 8192
 MAX_TEMPERATURES = 10
 MAX_BEAM_SIZE = 20
@@ -29,10 +33,10 @@ KNOWN = frozenset(
         "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
         "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
         "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "condition_on_previous_text", "priority",
-        "metadata", "wait", "diarize", "reuse_result",
+        "metadata", "wait", "diarize", "reuse_result", "url",
     }
 )  # fmt: skip
-NOT_YET = frozenset({"url", "num_speakers", "min_speakers", "max_speakers", "hf_token"})
+NOT_YET = frozenset({"num_speakers", "min_speakers", "max_speakers", "hf_token"})
 """In the contract, not in this version: refused, as ignoring them would give another result than the client expects."""
 
 
@@ -40,6 +44,7 @@ NOT_YET = frozenset({"url", "num_speakers", "min_speakers", "max_speakers", "hf_
 class Submission:
     options: JobOptions
     requested_language: str
+    url: str | None = field(repr=False)
     callback_url: str | None
     priority: int
     metadata: dict[str, Any] | None
@@ -74,7 +79,8 @@ def parse_fields(
             trim_silence=_boolean(given, "trim_silence", True),
         ),
         requested_language=language,
-        callback_url=_callback_url(given),
+        url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
+        callback_url=_url(given, "callback_url", MAX_CALLBACK_URL_CHARACTERS),
         priority=_integer(given, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         metadata=_metadata(given),
         wait=_boolean(given, "wait", False),
@@ -197,19 +203,20 @@ def _prompt(given: Given) -> str | None:
     return prompt if prompt is not None else initial_prompt
 
 
-def _callback_url(given: Given) -> str | None:
-    url = _one(given, "callback_url")
+def _url(given: Given, name: str, most_characters: int) -> str | None:
+    url = _one(given, name)
     if url is None:
         return None
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
-    except ValueError:
+        httpx2.URL(url)  # what connects has the last word on what a URL is
+    except (ValueError, httpx2.InvalidURL):
         fits = False
-    if not fits or len(url) > MAX_URL_CHARACTERS or " " in url:
-        raise InvalidRequest("callback_url is an http:// or https:// address with a host", param="callback_url")
+    if not fits or len(url) > most_characters or " " in url:
+        raise InvalidRequest(f"{name} is an http:// or https:// address with a host", param=name)
     if parts.username is not None or parts.password is not None:
-        raise InvalidRequest("callback_url may not hold a user name or password", param="callback_url")
+        raise InvalidRequest(f"{name} may not hold a user name or password", param=name)
     return url
 
 

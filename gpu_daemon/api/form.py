@@ -38,7 +38,9 @@ class FormReader:
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
             raise InvalidRequest(
-                "send the audio as multipart/form-data, in the field `file`", code="not_multipart", param=FILE_FIELD
+                "send the audio as multipart/form-data, in the field `file`; or its `url`, also as application/json",
+                code="not_multipart",
+                param=FILE_FIELD,
             )
         self.fields: dict[str, list[str]] = {}
         self.file_name: str | None = None
@@ -81,13 +83,10 @@ class FormReader:
         if self._body_bytes - self.file_size_bytes > MAX_BESIDE_FILE_BYTES:
             raise InvalidRequest("the fields of the form are too large", code="invalid_multipart")
 
-    def finish(self) -> str:
-        """The whole body was fed; the name of the file. Raises InvalidRequest when something is missing."""
+    def finish(self) -> None:
+        """The whole body was fed. Raises InvalidRequest when its end is missing."""
         if not self.ended:
             raise InvalidRequest("the multipart body ends before its last boundary", code="invalid_multipart")
-        if self.file_name is None:
-            raise InvalidRequest("the field `file` is missing: it holds the audio", param=FILE_FIELD)
-        return self.file_name
 
     def _callbacks(self) -> "MultipartCallbacks":
         return {

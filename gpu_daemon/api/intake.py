@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -13,18 +14,20 @@ from starlette.requests import Request
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.fields import Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
-from gpu_daemon.api.uploads import receive_upload
+from gpu_daemon.api.uploads import Upload, receive_json, receive_upload
+from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
-from gpu_daemon.audio.probe import AudioInfo, probe
+from gpu_daemon.audio.probe import check_duration, probe
 from gpu_daemon.audio.sink import sync
 from gpu_daemon.blocking import blocking
-from gpu_daemon.errors import InvalidRequest, OutcomeUnknown, TooLarge
+from gpu_daemon.errors import InvalidRequest, OutcomeUnknown
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
-from gpu_daemon.outgoing.target import literal
+from gpu_daemon.outgoing.target import AddressPolicy, literal
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
 
+JSON_TYPE = "application/json"
 PROBES_AT_ONCE = 4
 MAX_KEY_CHARACTERS = 255
 
@@ -54,16 +57,21 @@ class Intake:
         job_id = JobId(str(uuid.uuid4()))
         source = self._jobs_dir / job_id / SOURCE_NAME
         try:
-            upload = await receive_upload(
-                request.receive, request.headers.get("content-type"), source, self._limits, on_file=self._check_early
-            )
+            upload = await self._received(request, source)
             reach(FaultPoint.FILE_WRITTEN)
             submission = self._checked(upload.fields)
-            async with self._probing:
-                info = await probe(source)
-            self._check_duration(info)
-            await blocking(lambda: sync(source))
-            reach(FaultPoint.FILE_SYNCED)
+            file_name, duration_s = upload.file_name, None
+            if file_name is not None:
+                _check_alone(submission.url)
+                duration_s = await self._examined(source)
+                await blocking(lambda: sync(source))
+                reach(FaultPoint.FILE_SYNCED)
+            elif submission.url is not None:
+                file_name = name_in_url(submission.url)
+            else:
+                raise InvalidRequest(
+                    "the field `file` is missing: it holds the audio; or give its `url`", param=FILE_FIELD
+                )
         except BaseException:
             await asyncio.shield(remove_files(self._jobs_dir, job_id))
             raise
@@ -73,14 +81,15 @@ class Intake:
             requested_language=submission.requested_language,
             priority=submission.priority,
             client=client,
-            file_name=upload.file_name,
+            file_name=file_name,
+            source_url=submission.url,
             file_size_bytes=upload.size_bytes,
             file_sha256=upload.sha256,
-            duration_s=info.duration_s,
+            duration_s=duration_s,
             callback_url=submission.callback_url,
             metadata=submission.metadata,
         )
-        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(upload.fields, upload.sha256))
+        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(upload.fields, upload.sha256 or ""))
         try:
             job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
         except OutcomeUnknown:
@@ -92,6 +101,19 @@ class Intake:
             await remove_files(self._jobs_dir, job_id)
         return Taken(submission=submission, job=job, replayed=job.id != job_id)
 
+    async def _received(self, request: Request, source: Path) -> Upload:
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
+            return await receive_json(request.receive, self._limits)
+        return await receive_upload(request.receive, content_type, source, self._limits, on_file=self._check_early)
+
+    async def _examined(self, source: Path) -> float | None:
+        """Seconds, if the container says. Raises NotMedia, TooLarge."""
+        async with self._probing:
+            info = await probe(source)
+        check_duration(info, self._max_duration_s)
+        return info.duration_s
+
     def _checked(self, fields: Mapping[str, Sequence[str]]) -> Submission:
         catalogue, settings = self._context.catalogue, self._context.settings
         submission = parse_fields(
@@ -99,7 +121,7 @@ class Intake:
             default_model=lambda: catalogue.default(settings.default_model),
             default_language=settings.default_language,
         )
-        self._check_callback(submission.callback_url)
+        self._check_addresses(submission)
         catalogue.check(submission.options.model)
         status = catalogue.status(submission.options.model)
         check_model_knows(submission.options, official=status is not None and status.source == "whisper")
@@ -109,28 +131,29 @@ class Intake:
         """The fields that came before the file: what they get wrong need not wait for gigabytes."""
         settings = self._context.settings
         submission = parse_fields(fields, default_model=lambda: "", default_language=settings.default_language)
-        self._check_callback(submission.callback_url)
+        _check_alone(submission.url)
+        self._check_addresses(submission)
         if submission.options.model:
             self._context.catalogue.check(submission.options.model)
 
-    def _check_callback(self, url: str | None) -> None:
-        """What can be known without asking a name server; the rest is checked when it is connected to."""
-        host = None if url is None else urlsplit(url).hostname
-        address = None if host is None else literal(host)
-        if address is not None and not self._context.callback_policy.allows(address, str(host)):
-            raise InvalidRequest(
-                "callback_url is not an address that callbacks may go to (CALLBACK_ALLOWED_NETWORKS)",
-                code="address_not_allowed",
-                param="callback_url",
-            )
+    def _check_addresses(self, submission: Submission) -> None:
+        context = self._context
+        _check_address("url", submission.url, context.fetch_policy, "FETCH_ALLOWED_NETWORKS")
+        _check_address("callback_url", submission.callback_url, context.callback_policy, "CALLBACK_ALLOWED_NETWORKS")
 
-    def _check_duration(self, info: AudioInfo) -> None:
-        if info.duration_s is not None and info.duration_s > self._max_duration_s:
-            raise TooLarge(
-                f"the audio lasts {info.duration_s:.0f} s, the limit is {self._max_duration_s} s",
-                code="too_long",
-                param=FILE_FIELD,
-            )
+
+def _check_alone(url: str | None) -> None:
+    """There is a file. Raises InvalidRequest."""
+    if url is not None:
+        raise InvalidRequest("give the audio as `file` or as `url`, not as both", param="url")
+
+
+def _check_address(name: str, url: str | None, policy: AddressPolicy, setting: str) -> None:
+    """What can be known without asking a name server; the rest is checked when it is connected to."""
+    host = None if url is None else urlsplit(url).hostname
+    address = None if host is None else literal(host)
+    if address is not None and not policy.allows(address, str(host)):
+        raise InvalidRequest(f"{name} is not an address that {setting} allows", code="address_not_allowed", param=name)
 
 
 def _idempotency_key(request: Request) -> str | None:

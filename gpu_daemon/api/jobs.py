@@ -141,6 +141,7 @@ def summary(context: Context, job: Job) -> dict[str, Any]:
     return job_summary(
         job,
         live=scheduler.live(job.id),
+        fetching=scheduler.is_fetching(job.id),
         position=scheduler.position(job.id),
         wait_s=scheduler.estimated_wait_s(job.id),
     )

@@ -10,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from gpu_daemon.clock import rfc3339
 from gpu_daemon.jobs.callback import webhook_id
 from gpu_daemon.jobs.model import Job
-from gpu_daemon.jobs.state import JobState
+from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.status import Live
 from gpu_daemon.store.callbacks import CallbackState, LoggedTry
 from gpu_daemon.transcript.model import Quality, Segment, SpeakerTurn
+
+SECRET_PART = re.compile(r"[?#].*")
+"""Of a URL: a signed one is as good as a password."""
 
 
 class Body(BaseModel):
@@ -116,7 +119,8 @@ class JobSummary(Body):
     task: str
     priority: int
     file_name: str
-    file_size_bytes: int
+    source_url: str | None = Field(description="where the file is or was fetched, without the query; null: uploaded")
+    file_size_bytes: int | None = Field(description="null until the file has been fetched")
     duration: float | None = Field(description="seconds, as the container says")
     created_at: str
     started_at: str | None
@@ -289,9 +293,13 @@ class DashboardState(Body):
     models: list[ModelView]
 
 
-def job_summary(job: Job, *, live: Live | None, position: int | None, wait_s: float | None) -> dict[str, Any]:
+def job_summary(
+    job: Job, *, live: Live | None, fetching: bool, position: int | None, wait_s: float | None
+) -> dict[str, Any]:
     running = job.state is JobState.PROCESSING
     stage = live.stage if live is not None and running else job.stage
+    if fetching and job.state is JobState.QUEUED:
+        stage = Stage.FETCHING
     return {
         "job_id": job.id,
         "status": job.state.value,
@@ -305,6 +313,7 @@ def job_summary(job: Job, *, live: Live | None, position: int | None, wait_s: fl
         "task": job.options.task.value,
         "priority": job.priority,
         "file_name": job.file_name,
+        "source_url": None if job.source_url is None else SECRET_PART.sub("", job.source_url),
         "file_size_bytes": job.file_size_bytes,
         "duration": job.duration_s,
         "created_at": rfc3339(job.created_at),

@@ -10,18 +10,20 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from gpu_daemon.api.form import FormReader
+from gpu_daemon.api.json_body import MAX_JSON_BYTES, json_fields
 from gpu_daemon.audio.pace import FileLimits, Pace
 from gpu_daemon.audio.sink import BATCH_BYTES, FileSink
 from gpu_daemon.blocking import blocking
-from gpu_daemon.errors import TooSlow
+from gpu_daemon.errors import TooLarge, TooSlow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
     fields: Mapping[str, list[str]]
-    file_name: str
-    size_bytes: int
-    sha256: str
+    file_name: str | None = None
+    """None, like the other two: no file came."""
+    size_bytes: int | None = None
+    sha256: str | None = None
 
 
 async def receive_upload(
@@ -32,9 +34,9 @@ async def receive_upload(
     *,
     on_file: Callable[[dict[str, list[str]]], None],
 ) -> Upload:
-    """The fields, and the file in `target`, whose directory is made here and is the caller's to remove. Not synced yet.
+    """The fields, and the file, if one comes, in `target`, whose directory is made here and is the caller's to remove.
 
-    Raises InvalidRequest and its like, DiskFull, ClientDisconnect.
+    It is not synced yet. Raises InvalidRequest and its like, DiskFull, ClientDisconnect.
     """
     form = FormReader(content_type, max_file_bytes=limits.file_bytes, on_file=on_file)
     sink = FileSink(target, reserve_bytes=limits.reserve_bytes)
@@ -46,11 +48,24 @@ async def receive_upload(
             form.feed(body)
             if form.waiting_bytes >= BATCH_BYTES:
                 await blocking(partial(sink.write, form.take()))
-        file_name = form.finish()
+        form.finish()
+        if form.file_name is None:
+            return Upload(fields=form.fields)
         await blocking(partial(sink.write, form.take()))
     finally:
         sink.close()
-    return Upload(fields=form.fields, file_name=file_name, size_bytes=form.file_size_bytes, sha256=sink.sha256)
+    return Upload(fields=form.fields, file_name=form.file_name, size_bytes=form.file_size_bytes, sha256=sink.sha256)
+
+
+async def receive_json(receive: Receive, limits: FileLimits) -> Upload:
+    """A submission without a file. Raises InvalidRequest and its like, ClientDisconnect."""
+    body, more, pace = bytearray(), True, Pace(limits)
+    while more:
+        piece, more = await _next(receive, pace, limits)
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise TooLarge(f"a JSON body may have {MAX_JSON_BYTES // 1024} KiB at most")
+    return Upload(fields=json_fields(bytes(body)))
 
 
 async def _next(receive: Receive, pace: Pace, limits: FileLimits) -> tuple[bytes, bool]:

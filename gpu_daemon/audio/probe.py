@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu_daemon.audio.allowed import MAX_STREAMS
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import first_frames
-from gpu_daemon.errors import NotMedia, Unavailable
+from gpu_daemon.errors import NotMedia, TooLarge, Unavailable
 from gpu_daemon.logs import log
 
 PROBED_FRAMES = 8
@@ -61,6 +61,14 @@ async def probe(source: Path, *, timeout_s: float = 20.0) -> AudioInfo:
         return await examine(source, timeout_s)
     except FfmpegTimeout:
         raise Unavailable("the file could not be examined in time; try again later", retry_after_s=30) from None
+
+
+def check_duration(info: AudioInfo, max_duration_s: int) -> None:
+    """As far as the container says how long it is. Raises TooLarge."""
+    if info.duration_s is not None and info.duration_s > max_duration_s:
+        raise TooLarge(
+            f"the audio lasts {info.duration_s:.0f} s, the limit is {max_duration_s} s", code="too_long", param="file"
+        )
 
 
 async def examine(source: Path, timeout_s: float) -> AudioInfo:

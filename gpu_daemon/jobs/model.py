@@ -1,6 +1,6 @@
 """What a job is. Nothing here touches the world."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
@@ -53,7 +53,7 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
-    """A job about to be stored: file synced under its id, options checked."""
+    """A job about to be stored: file synced under its id unless it is to be fetched, options checked."""
 
     id: JobId
     options: JobOptions
@@ -63,10 +63,13 @@ class NewJob:
     client: str | None
     file_name: str
     """What the client called the file, cleaned; for display only."""
-    file_size_bytes: int
-    file_sha256: str
+    source_url: str | None = field(repr=False)
+    """Where the file is to be fetched; None: it was uploaded. Its query may be a secret, and goes when the job ends."""
+    file_size_bytes: int | None
+    """None, with the hash: not fetched yet."""
+    file_sha256: str | None
     duration_s: float | None
-    """As probed; None when the container does not say."""
+    """As probed; None when the container does not say, or the file has not been fetched yet."""
     callback_url: str | None
     metadata: dict[str, Any] | None
 
@@ -103,6 +106,17 @@ class Job(NewJob):
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """What is known of a file once it has been fetched."""
+
+    name: str | None
+    """As its server calls it; None: it does not say."""
+    size_bytes: int
+    sha256: str
+    duration_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,8 +39,9 @@ MOVES = MappingProxyType(
 
 
 class Stage(StrEnum):
-    """Where a processing job is."""
+    """Where a processing job is; or one that waits, while its file is fetched."""
 
+    FETCHING = "fetching"
     PREPARING = "preparing"
     LOADING = "loading"
     TRANSCRIBING = "transcribing"

@@ -1,13 +1,15 @@
-"""Decoding by ffmpeg, ahead of the GPUs.
+"""Fetching and decoding, ahead of the GPUs.
 
-The jobs at the head of the queue are decoded while others run, so that a GPU never waits for ffmpeg. They are still
-`queued` then: ffmpeg is a child with limits of its own and cannot hurt the daemon, so no attempt is counted for it, and
-whatever goes wrong is kept for the worker that claims the job.
+The jobs at the head of the queue are decoded while others run, so that a GPU never waits for ffmpeg; a job that came
+with a URL is fetched first, and no worker takes it before its file has come or failed to. They are still `queued` then:
+ffmpeg is a child with limits of its own and cannot hurt the daemon, so no attempt is counted for it, and whatever goes
+wrong is kept for the worker that claims the job.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from gpu_daemon import clock
@@ -15,81 +17,145 @@ from gpu_daemon.audio.decode import Decoded, decode
 from gpu_daemon.errors import GpuDaemonError, JobError
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.state import Stage
 from gpu_daemon.logs import log
+from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.queue import Waiting
 
 SOURCE_NAME = "source"
 DECODED_NAME = "audio.s16"
+FETCHED_AHEAD = 16
+"""Jobs whose file is being fetched, or has come and waits for a worker."""
+LOOKED_AT = 1000
+"""Jobs at the head of the queue, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     audio: Decoded
-    took_s: float
+    timings: dict[str, float]
+    """Seconds by stage."""
+
+
+Outcome = Prepared | GpuDaemonError
+
+
+@dataclass(slots=True)
+class _Begun:
+    is_fetched: bool
+    """By URL, rather than uploaded."""
+    task: asyncio.Task[Outcome]
+    has_file: bool = False
+    """Or an error in place of it."""
 
 
 class Preparer:
-    def __init__(self, jobs_dir: Path, *, max_duration_s: int, at_once: int) -> None:
+    def __init__(
+        self,
+        jobs_dir: Path,
+        sources: SourceFetcher,
+        *,
+        max_duration_s: int,
+        at_once: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        """`on_change`: a job may be taken now, as its file has come or failed to, or there is room to begin another."""
         self._jobs_dir = jobs_dir
+        self._sources = sources
         self._max_duration_s = max_duration_s
-        self._at_once = asyncio.Semaphore(at_once)
+        self._ffmpeg = asyncio.Semaphore(at_once)
         self._ahead_limit = at_once
-        self._tasks: dict[JobId, asyncio.Task[Prepared | GpuDaemonError]] = {}
+        self._on_change = on_change
+        self._begun: dict[JobId, _Begun] = {}
 
     def look_ahead(self, jobs: Iterable[Waiting]) -> None:
-        """Start on the first few of `jobs`; those begun earlier go on, and count."""
-        for job in jobs:
-            if len(self._tasks) >= self._ahead_limit:
+        """Start on the first few of `jobs`; those begun earlier go on, and count. What is fetched counts by itself: a
+        slow server must not keep ffmpeg from the files that are there."""
+        fetched = sum(begun.is_fetched for begun in self._begun.values())
+        uploaded = len(self._begun) - fetched
+        for job in islice(jobs, LOOKED_AT):
+            if fetched >= FETCHED_AHEAD and uploaded >= self._ahead_limit:
                 return
-            self._begin(job)
+            if job.id in self._begun:
+                continue
+            if job.source_url is not None and fetched < FETCHED_AHEAD:
+                fetched += 1
+                self._begin(job)
+            elif job.source_url is None and uploaded < self._ahead_limit:
+                uploaded += 1
+                self._begin(job)
+
+    def has_file(self, job: Waiting) -> bool:
+        """Or need not be waited for any longer: what went wrong is for the worker to record."""
+        begun = self._begun.get(job.id)
+        return job.source_url is None or (begun is not None and begun.has_file)
+
+    def is_fetching(self, job_id: JobId) -> bool:
+        begun = self._begun.get(job_id)
+        return begun is not None and not begun.has_file
 
     async def prepared(self, job: Waiting) -> Prepared:
-        """The decoded audio; whoever gets it owns the file. Raises NotMedia, TooLarge, JobError."""
-        task = self._begin(job)
+        """The decoded audio; whoever gets it owns the file. Raises NotMedia, TooLarge, JobError and its like."""
+        begun = self._begin(job)
         try:
-            outcome = await asyncio.shield(task)
+            outcome = await asyncio.shield(begun.task)
         except asyncio.CancelledError:
             await self.discard(job.id)
             raise
-        self._tasks.pop(job.id, None)
+        finally:
+            if self._begun.get(job.id) is begun:
+                del self._begun[job.id]
+                self._on_change()
         if isinstance(outcome, GpuDaemonError):
             raise outcome
         return outcome
 
     async def discard(self, job_id: JobId) -> None:
-        """Stop ffmpeg if it is at it and forget the job."""
-        task = self._tasks.pop(job_id, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        """Stop ffmpeg or the fetch if they are at it, and forget the job."""
+        begun = self._begun.pop(job_id, None)
+        if begun is not None:
+            begun.task.cancel()
+            await asyncio.wait({begun.task})
+            self._on_change()
 
     async def stop(self) -> None:
-        for job_id in list(self._tasks):
+        for job_id in list(self._begun):
             await self.discard(job_id)
+        await self._sources.close()
 
-    def _begin(self, job: Waiting) -> asyncio.Task[Prepared | GpuDaemonError]:
-        task = self._tasks.get(job.id)
-        if task is None:
-            task = self._tasks[job.id] = asyncio.create_task(self._prepare(job), name=f"prepare {job.id}")
-        return task
+    def _begin(self, job: Waiting) -> _Begun:
+        begun = self._begun.get(job.id)
+        if begun is None:
+            task = asyncio.create_task(self._prepare(job), name=f"prepare {job.id}")
+            begun = self._begun[job.id] = _Begun(job.source_url is not None, task, has_file=job.source_url is None)
+            task.add_done_callback(lambda _: self._file_came(job.id))
+        return begun
 
-    async def _prepare(self, job: Waiting) -> Prepared | GpuDaemonError:
-        directory = self._jobs_dir / job.id
-        async with self._at_once:
-            began = clock.monotonic()
-            try:
+    def _file_came(self, job_id: JobId) -> None:
+        begun = self._begun.get(job_id)
+        if begun is not None and not begun.has_file:
+            begun.has_file = True
+            self._on_change()
+
+    async def _prepare(self, job: Waiting) -> Outcome:
+        directory, timings = self._jobs_dir / job.id, dict[str, float]()
+        source = directory / SOURCE_NAME
+        try:
+            if job.source_url is not None and not source.is_file():
+                since_s = clock.monotonic()
+                await self._sources.fetch(job.id, job.source_url, source, attempt=job.attempt, ffmpeg=self._ffmpeg)
+                timings[Stage.FETCHING.value] = round(clock.monotonic() - since_s, 3)
+            self._file_came(job.id)
+            async with self._ffmpeg:
+                since_s = clock.monotonic()
                 audio = await decode(
-                    directory / SOURCE_NAME,
-                    directory / DECODED_NAME,
-                    max_duration_s=self._max_duration_s,
-                    trim_silence=job.trim_silence,
+                    source, directory / DECODED_NAME, max_duration_s=self._max_duration_s, trim_silence=job.trim_silence
                 )
-            except GpuDaemonError as error:
-                return error
-            except OSError as error:
-                log.error("job.prepare_failed", job_id=job.id, error=str(error))
-                return JobError(
-                    "the audio could not be decoded: no disk space, or its file is gone", code="decode_failed"
-                )
-            reach(FaultPoint.DECODED)
-            return Prepared(audio, clock.monotonic() - began)
+        except GpuDaemonError as error:
+            return error
+        except OSError as error:
+            log.error("job.prepare_failed", job_id=job.id, error=str(error))
+            return JobError("the audio could not be decoded: no disk space, or its file is gone", code="decode_failed")
+        reach(FaultPoint.DECODED)
+        timings[Stage.PREPARING.value] = round(clock.monotonic() - since_s, 3)
+        return Prepared(audio, timings)

@@ -22,6 +22,10 @@ class Waiting:
     model: str
     duration_s: float | None
     trim_silence: bool
+    source_url: str | None = field(repr=False)
+    """Where its file is to be fetched; None: it is there."""
+    attempt: int
+    """How many have been made."""
 
     @classmethod
     def of(cls, job: Job) -> "Waiting":
@@ -33,6 +37,8 @@ class Waiting:
             model=job.options.model,
             duration_s=job.duration_s,
             trim_silence=job.options.trim_silence,
+            source_url=job.source_url,
+            attempt=job.attempt,
         )
 
 

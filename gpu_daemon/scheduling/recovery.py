@@ -45,11 +45,19 @@ async def _sweep_files(jobs: JobStore, settings: Settings) -> None:
 
 async def _with_files(jobs: JobStore, jobs_dir: Path) -> list[Job]:
     queued = await jobs.queued()
-    present = await asyncio.to_thread(lambda: {job.id for job in queued if (jobs_dir / job.id / SOURCE_NAME).is_file()})
+    present = await asyncio.to_thread(lambda: {job.id for job in queued if _has_file(jobs_dir, job)})
     for job in queued:
         if job.id not in present:
             await jobs.fail_queued(job.id, "audio_missing", "the audio file is gone from the daemon's disk")
     return [job for job in queued if job.id in present]
+
+
+def _has_file(jobs_dir: Path, job: Job) -> bool:
+    """Or will have one: what came as a URL is fetched again, also when its row knows nothing of the file yet."""
+    source = jobs_dir / job.id / SOURCE_NAME
+    if job.file_sha256 is None:
+        source.unlink(missing_ok=True)
+    return job.source_url is not None or source.is_file()
 
 
 async def remove_files(jobs_dir: Path, job_id: JobId) -> None:

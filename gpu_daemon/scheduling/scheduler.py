@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpu_daemon import clock
+from gpu_daemon.audio.fetch import Fetcher, FetchLimits
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
 from gpu_daemon.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
@@ -18,9 +19,11 @@ from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
 from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.logs import log
+from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
 from gpu_daemon.scheduling.estimate import Paces, starts_s
+from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.recovery import recover, remove_files
@@ -51,6 +54,7 @@ class Scheduler:
         catalogue: Catalogue,
         outbox: Outbox,
         hub: EventHub,
+        fetch_policy: AddressPolicy,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
@@ -65,8 +69,15 @@ class Scheduler:
         self._paces = Paces()
         self._starts_s: list[float | None] = []
         self._starts_until_s = 0.0  # on the monotonic clock: when they are too old
+        limits = FetchLimits(
+            file_bytes=settings.max_file_size_bytes, reserve_bytes=settings.disk_reserve_mb * 1024 * 1024
+        )
         self._preparer = Preparer(
-            settings.jobs_dir, max_duration_s=settings.max_duration_s, at_once=max(2, len(devices))
+            settings.jobs_dir,
+            SourceFetcher(Fetcher(fetch_policy, limits), jobs, max_duration_s=settings.max_duration_s),
+            max_duration_s=settings.max_duration_s,
+            at_once=max(2, len(devices)),
+            on_change=self._go_on,
         )
         self._retention = Retention(settings, jobs)
         self._workers = [
@@ -247,6 +258,10 @@ class Scheduler:
         position = self._queue.position(job_id)
         return None if position is None else self._wait_behind(position)
 
+    def is_fetching(self, job_id: JobId) -> bool:
+        """It waits for the server of its `url`."""
+        return self._preparer.is_fetching(job_id)
+
     def live(self, job_id: JobId) -> Live | None:
         return next((worker.live for worker in self._workers if worker.job_id == job_id), None)
 
@@ -360,7 +375,7 @@ class Scheduler:
         return Readiness(status="error", reason=f"no worker takes jobs: {'; '.join(reasons)}")
 
     def _take_for(self, worker_index: int) -> Waiting | None:
-        """Jobs of a model that another idle worker holds are left to it."""
+        """Jobs of a model that another idle worker holds are left to it; those without their file wait for it."""
         loaded = self._workers[worker_index].loaded
         others = {name for index in self._asking - {worker_index} for name in self._workers[index].loaded} - loaded
         usable: dict[str, bool] = {}  # by model: queues are long
@@ -368,7 +383,7 @@ class Scheduler:
         def can_run(job: Waiting) -> bool:
             if job.model not in usable:
                 usable[job.model] = job.model not in others and self._catalogue.spec(job.model) is not None
-            return usable[job.model]
+            return usable[job.model] and self._preparer.has_file(job)
 
         return self._queue.take(can_run, loaded=loaded, now_s=clock.monotonic())
 
@@ -432,7 +447,7 @@ class Scheduler:
         with self._hub.listen() as events:
             while True:
                 await self._end_jobs_without_model()
-                self._changed.set()
+                self._go_on()
                 event = await events.next()
                 while event.kind != "model" or event.data.get("state") not in (ModelState.READY, ModelState.DISABLED):
                     event = await events.next()
@@ -447,9 +462,14 @@ class Scheduler:
                 if await self._jobs.fail_queued(job.id, "model_unavailable", message):
                     await self._announce_end(job.id, JobState.FAILED)
 
+    def _go_on(self) -> None:
+        self._look_ahead()
+        self._changed.set()
+
     def _look_ahead(self) -> None:
         if not self._stopping:
-            self._preparer.look_ahead(self._queue)
+            # A job whose model is still downloading can wait for its file as well.
+            self._preparer.look_ahead(job for job in self._queue if self._catalogue.spec(job.model) is not None)
 
     def _wait_behind(self, position: int) -> float | None:
         """Seconds until a job behind `position` others starts, as far as is known."""

@@ -345,7 +345,7 @@ class Worker:
         reach(FaultPoint.RESULT_RECEIVED)
         self._supervisor.job_completed()
         self._source.measured(self.index, job.options.model, duration_s=duration_s, took_s=clock.monotonic() - began)
-        timings = {Stage.PREPARING.value: round(prepared.took_s, 3), **completed.done.timings}
+        timings = {**prepared.timings, **completed.done.timings}
         result = _result(completed, job, timings, usage.summary())
         recorded = await self._record(
             lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256),

@@ -13,7 +13,7 @@ from gpu_daemon.database.pool import Pool
 from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import callback_payload
-from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, NewJob
+from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, NewJob, SourceFile
 from gpu_daemon.jobs.state import TERMINAL, JobState, Stage, check_move
 from gpu_daemon.store.failures import Doubts, connection
 from gpu_daemon.store.rows import COLUMNS, job_of, key_of
@@ -65,9 +65,9 @@ class JobStore:
             while True:
                 row = await db.fetchrow(
                     f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
-                                          file_size_bytes, file_sha256, duration_s, callback_url, metadata,
+                                          source_url, file_size_bytes, file_sha256, duration_s, callback_url, metadata,
                                           idempotency_key, request_sha256)
-                        VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                        VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                         ON CONFLICT (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL
                         DO NOTHING RETURNING {COLUMNS}""",
                     uuid.UUID(new.id),
@@ -76,6 +76,7 @@ class JobStore:
                     new.options.model_dump_json(),
                     new.requested_language,
                     new.file_name,
+                    new.source_url,
                     new.file_size_bytes,
                     new.file_sha256,
                     new.duration_s,
@@ -183,6 +184,19 @@ class JobStore:
         reach(FaultPoint.CLAIMED)
         job = job_of(row)
         return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
+
+    async def fetched(self, job_id: JobId, file: SourceFile) -> bool:
+        """Of a job with a `source_url` that has not ended, whoever owns it: the file is the same for all of them."""
+        return await self._write(
+            """UPDATE jobs SET file_name = coalesce($2, file_name), file_size_bytes = $3, file_sha256 = $4,
+                               duration_s = $5
+               WHERE id = $1 AND state IN ('queued', 'processing') AND source_url IS NOT NULL""",
+            uuid.UUID(job_id),
+            None if file.name is None else storable(file.name),
+            file.size_bytes,
+            file.sha256,
+            file.duration_s,
+        )
 
     async def progress(self, claim: Claim, stage: Stage, progress: float) -> bool:
         return await self._write(
@@ -372,8 +386,8 @@ class JobStore:
         columns = "".join(f", {name} = ${len(arguments) + i}" for i, name in enumerate(values, start=2))
         async with connection(self._pool) as db, db.transaction():
             row = await db.fetchrow(
-                f"""UPDATE jobs SET state = ${len(arguments) + 1}, stage = NULL,
-                                    finished_at = clock_timestamp(){columns}
+                f"""UPDATE jobs SET state = ${len(arguments) + 1}, stage = NULL, finished_at = clock_timestamp(),
+                                    source_url = regexp_replace(source_url, '[?#].*', ''){columns}
                     WHERE {where} RETURNING {COLUMNS}""",
                 *arguments,
                 new.value,

@@ -13,8 +13,8 @@ from gpu_daemon.jobs.state import JobState, Stage
 
 COLUMNS = """
     id, seq, state, stage, progress, attempt, worker_index, priority, client, options, requested_language, file_name,
-    file_size_bytes, file_sha256, duration_s, callback_url, metadata, reused, timings, error_code, error_message,
-    created_at, started_at, finished_at, cancel_requested_at
+    source_url, file_size_bytes, file_sha256, duration_s, callback_url, metadata, reused, timings, error_code,
+    error_message, created_at, started_at, finished_at, cancel_requested_at
 """
 """All but the result, which may be large, and the lease, which nobody may read."""
 

@@ -175,7 +175,13 @@ async def test_other_bodies_and_headers_are_refused(served: ServedDaemon) -> Non
     files = {"file": ("a.wav", tone())}
     for arguments, param in (
         ({"data": {"model": "demo"}}, "file"),
-        ({"json": {"url": "https://example.org/a.mp3"}}, "file"),
+        ({"json": {"model": "demo"}}, "file"),
+        ({"json": {"file": "RIFF", "url": "https://example.org/a.mp3"}}, "file"),
+        ({"json": {"url": "https://example.org/a.mp3", "langauge": "en"}}, "langauge"),
+        ({"json": {"url": "https://example.org/a.mp3", "wait": "true"}}, "wait"),
+        ({"json": ["https://example.org/a.mp3"]}, None),
+        ({"files": files, "data": {"url": "https://example.org/a.mp3"}}, "url"),
+        ({"files": {"url": (None, "file:///etc/passwd")}}, "url"),
         ({"content": b""}, "file"),
         ({"files": {"audio": ("a.wav", tone())}}, "audio"),
         ({"files": {"model": (None, "demo")}}, "file"),

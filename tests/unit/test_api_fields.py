@@ -27,6 +27,7 @@ def test_nothing_said_is_what_whisper_does() -> None:
     assert parse() == Submission(
         options=JobOptions(model="base"),
         requested_language="auto",
+        url=None,
         callback_url=None,
         priority=0,
         metadata=None,
@@ -81,7 +82,6 @@ def test_empty_fields_count_as_absent() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("url", "https://example.org/a.mp3"),
         ("diarize", "true"),
         ("num_speakers", "2"),
         ("min_speakers", "1"),
@@ -183,6 +183,12 @@ WRONG: list[tuple[str, str | list[str]]] = [
     ("callback_url", "http:///done"),
     ("callback_url", "https://user:pass@example.org/"),
     ("callback_url", "https://user@example.org/"),
+    ("url", "file:///etc/passwd"),
+    ("url", "gopher://example.org/1"),
+    ("url", "https://user:pass@example.org/a.mp3"),
+    ("url", "https://example.org:99999/a.mp3"),
+    ("url", "https://example.org/" + "x" * 8192),
+    ("url", "https://☃☃-.x/"),
     ("callback_url", "https://example.org/a b"),
     ("callback_url", "https://example.org/a\nb"),
     ("callback_url", "https://example.org:99999/"),

@@ -17,6 +17,7 @@ COMPLETED = Job(
     priority=0,
     client=None,
     file_name="talk.wav",
+    source_url=None,
     file_size_bytes=1,
     file_sha256="0" * 64,
     duration_s=1.0,

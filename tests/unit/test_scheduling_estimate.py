@@ -9,7 +9,15 @@ from gpu_daemon.scheduling.queue import Waiting
 
 def waiting(duration_s: float | None, model: str = "demo") -> Waiting:
     return Waiting(
-        id=JobId("job"), seq=0, priority=0, client=None, model=model, duration_s=duration_s, trim_silence=True
+        id=JobId("job"),
+        seq=0,
+        priority=0,
+        client=None,
+        model=model,
+        duration_s=duration_s,
+        trim_silence=True,
+        source_url=None,
+        attempt=0,
     )
 
 

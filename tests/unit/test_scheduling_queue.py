@@ -14,6 +14,8 @@ def waiting(seq: int, priority: int = 0, model: str = "demo", client: str | None
         model=model,
         duration_s=1.0,
         trim_silence=True,
+        source_url=None,
+        attempt=0,
     )
 
 
