@@ -32,6 +32,8 @@ class FaultPoint(StrEnum):
     CLAIMED = "job.claimed"
     RUNNER_TOLD = "job.runner_told"
     RESULT_RECEIVED = "job.result_received"
+    RESULT_KEPT = "job.result_kept"
+    """On disk, because the database is away."""
     END_WRITTEN = "job.end_written"
     """In the transaction."""
     ENDED = "job.ended"
@@ -51,10 +53,13 @@ class FaultPoint(StrEnum):
     CALLING_BACK = "callback.calling"
     CALLBACK_ANSWERED = "callback.answered"
     CALLBACK_RECORDED = "callback.recorded"
+    REDELIVERED = "callback.redelivered"
+    """Due once more; nobody was told yet."""
     # The daemon.
     MIGRATION_WRITTEN = "start.migration_written"
     """In the transaction."""
     MIGRATED = "start.migrated"
+    KEPT_RESULT_WRITTEN = "start.kept_result_written"
     ORPHAN_ADOPTED = "start.orphan_adopted"
     RECOVERED = "start.recovered"
     # A checkpoint.

@@ -48,7 +48,8 @@ class Relay:
             await asyncio.gather(*self._connections, return_exceptions=True)
             await self._server.wait_closed()
 
-    def _go_away(self) -> None:
+    def go_away(self) -> None:
+        """Until `refuse` is False again."""
         self.refuse = True
         self._break_all()
 
@@ -91,7 +92,7 @@ class Relay:
             while data := await client_in.read(1 << 16):
                 if self._break_at is not None and self._break_at in data:
                     self._break_at = None
-                    self._go_away()
+                    self.go_away()
                     return
                 if self._lose_answer_to is not None and self._lose_answer_to in data:
                     self._lose_answer_to, losing = None, True
@@ -106,7 +107,7 @@ class Relay:
                     if READY_FOR_QUERY in lost:
                         self.lost += 1
                         if self._then_away:
-                            self._go_away()
+                            self.go_away()
                         return
                     continue
                 client_out.write(data)

@@ -8,6 +8,7 @@ from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import JobIdPath
 from gpu_daemon.api.schemas import Deliveries, deliveries
 from gpu_daemon.errors import Conflict, NotFound
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL
 
@@ -38,6 +39,7 @@ async def redeliver(request: Request, client: Client, job_id: JobIdPath) -> Deli
         raise Conflict(f"the job is {job.state.value}: its callback is sent when it has ended", code="wrong_state")
     if not await context.callbacks.redeliver(job.id):
         raise NotFound(f"there is no job {job_id[:50]!r}", param="job_id")  # deleted at this moment
+    reach(FaultPoint.REDELIVERED)
     context.outbox.wake()
     return await _deliveries(context, job)
 

@@ -47,6 +47,8 @@ class EmbeddedPostgres:
         self._lock: BufferedWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._launched_at_byte = 0
+        """Where the server's log began to be about the present server."""
 
     @property
     def pid(self) -> int | None:
@@ -102,9 +104,10 @@ class EmbeddedPostgres:
         """Start the server and wait until it answers. Raises StartupError."""
         deadline = clock.monotonic() + STOP_TIMEOUT_S
         while not await self._launched(parameters):
-            tail = await asyncio.to_thread(self._log_tail)
-            # The last children of a server that was killed may still be ending.
-            if "is still in use" not in tail or clock.monotonic() > deadline:
+            said = await asyncio.to_thread(self._log_since_launch)
+            # The last children of a server that was killed may still be ending, and each writes a line about it.
+            if "is still in use" not in said or clock.monotonic() > deadline:
+                tail = "\n".join(said.splitlines()[-10:])
                 raise StartupError(f"the embedded PostgreSQL did not start; the end of {self._log_path}:\n{tail}")
             await asyncio.sleep(0.2)
 
@@ -115,6 +118,7 @@ class EmbeddedPostgres:
         settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
         small = self._log_path.exists() and self._log_path.stat().st_size < MAX_LOG_BYTES
         with self._log_path.open("ab" if small else "wb") as output:
+            self._launched_at_byte = output.tell()
             self._process = await self._spawn(
                 *("postgres", "-D", str(self._directory), "-k", str(self._socket_directory), *settings),
                 output=output.fileno(),
@@ -168,8 +172,10 @@ class EmbeddedPostgres:
             start_new_session=True,  # Ctrl-C is for the daemon, which then stops its database in order
         )
 
-    def _log_tail(self) -> str:
-        return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-10:])
+    def _log_since_launch(self) -> str:
+        with self._log_path.open(errors="replace") as log_file:
+            log_file.seek(self._launched_at_byte)
+            return log_file.read()
 
     async def _initialise(self) -> None:
         """initdb beside the final place, then a rename: a crash in between leaves nothing that looks finished."""

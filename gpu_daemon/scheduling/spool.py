@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Claim, JobId
 from gpu_daemon.logs import log
 from gpu_daemon.store.jobs import JobStore
@@ -56,5 +57,6 @@ async def deliver_spooled(jobs: JobStore, jobs_dir: Path) -> None:
             continue
         claim = Claim(job_id=job_id, attempt=spooled.attempt, lease_token=spooled.lease_token)
         written = await jobs.complete(claim, result, spooled.timings, model_sha256=spooled.model_sha256)
+        reach(FaultPoint.KEPT_RESULT_WRITTEN)
         log.warning("result.delivered_late", job_id=job_id, written=written)
         path.unlink()

@@ -444,6 +444,7 @@ class Worker:
     async def _keep(self, keep: Callable[[], None]) -> None:
         try:
             await asyncio.to_thread(keep)
+            reach(FaultPoint.RESULT_KEPT)
             log.warning("result.kept_on_disk", job_id=self.job_id)
         except OSError as error:
             log.error("result.not_kept", job_id=self.job_id, error=str(error))

@@ -9,6 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +24,7 @@ from gpu_daemon.faultpoints import FaultPoint
 from tests.invariants import unsettled, violations, watch
 from tests.origin import Origin, checkpoint
 from tests.receiver import Receiver
+from tests.relay import Relay
 from tests.running import FAKE_ENGINE, RunningDaemon, only_demo, unused
 from tests.serving import tone
 
@@ -54,12 +56,12 @@ class Scene:
     expected: dict[str, str] = field(default_factory=dict)
     """How a job must end; `completed` unless said otherwise."""
 
-    def arm(self) -> None:
+    def arm(self, nth: int = 1) -> None:
         """The next start."""
-        self.daemon.fault_point = f"{self.point}:kill9"
+        self.daemon.fault_point = f"{self.point}:kill9:{nth}"
 
-    async def start_armed(self) -> None:
-        self.arm()
+    async def start_armed(self, nth: int = 1) -> None:
+        self.arm(nth)
         await self.daemon.start()
 
     async def submit(self, prompt: str = "", key: str | None = None) -> str:
@@ -182,6 +184,49 @@ async def a_start_after_a_kill(scene: Scene) -> None:
     await scene.daemon.spawn()
 
 
+async def a_callback_is_asked_for_again(scene: Scene) -> None:
+    await scene.start_armed()
+    job_id = await scene.submit()
+    await scene.daemon.line("callback.delivered", job_id=job_id)
+    await scene.ask("POST", f"/jobs/{job_id}/callbacks/redeliver")
+
+
+async def a_result_is_used_again(scene: Scene) -> None:
+    scene.daemon.set(REUSE_RESULTS="true")
+    await scene.start_armed(nth=2)
+    await scene.daemon.finished(await scene.submit())
+    await scene.submit()
+
+
+@asynccontextmanager
+async def a_result_that_waits(scene: Scene) -> AsyncIterator[None]:
+    """The database is out of reach when the job's result comes, and back in the end."""
+    relay = Relay(scene.database)
+    through = await relay.start()
+    scene.daemon.set(DB_HOST=through.host, DB_PORT=str(through.port))
+    await scene.daemon.start()
+    job_id = await scene.submit("fake:sleep=1")
+    await scene.daemon.line("job.started", job_id=job_id)
+    relay.go_away()
+    yield
+    await relay.stop()
+    scene.daemon.set(DB_HOST=scene.database.host, DB_PORT=str(scene.database.port))
+
+
+async def a_result_is_kept(scene: Scene) -> None:
+    scene.arm()
+    async with a_result_that_waits(scene):
+        await scene.daemon.ended()
+
+
+async def a_start_with_a_kept_result(scene: Scene) -> None:
+    async with a_result_that_waits(scene):
+        await scene.daemon.line("result.kept_on_disk")
+        await scene.daemon.kill()
+    scene.arm()
+    await scene.daemon.spawn()
+
+
 async def a_first_start(scene: Scene) -> None:
     await scene.sql("DROP SCHEMA public CASCADE")
     await scene.sql("CREATE SCHEMA public")
@@ -209,7 +254,13 @@ async def a_download(scene: Scene) -> None:
     await origin.stop()
 
 
-ENDS = (ordinary_jobs, a_job_that_fails, a_running_job_is_cancelled, a_waiting_job_is_cancelled)
+ENDS = (
+    ordinary_jobs,
+    a_job_that_fails,
+    a_running_job_is_cancelled,
+    a_waiting_job_is_cancelled,
+    a_result_is_used_again,
+)
 SCENARIOS: dict[FaultPoint, tuple[Scenario, ...]] = {
     FaultPoint.FILE_WRITTEN: (ordinary_jobs,),
     FaultPoint.FILE_SYNCED: (ordinary_jobs,),
@@ -221,6 +272,7 @@ SCENARIOS: dict[FaultPoint, tuple[Scenario, ...]] = {
     FaultPoint.CLAIMED: (ordinary_jobs,),
     FaultPoint.RUNNER_TOLD: (ordinary_jobs,),
     FaultPoint.RESULT_RECEIVED: (ordinary_jobs,),
+    FaultPoint.RESULT_KEPT: (a_result_is_kept,),
     FaultPoint.END_WRITTEN: ENDS,
     FaultPoint.ENDED: ENDS,
     FaultPoint.REMOVING_FILES: (ordinary_jobs,),
@@ -236,8 +288,10 @@ SCENARIOS: dict[FaultPoint, tuple[Scenario, ...]] = {
     FaultPoint.CALLING_BACK: (ordinary_jobs,),
     FaultPoint.CALLBACK_ANSWERED: (ordinary_jobs,),
     FaultPoint.CALLBACK_RECORDED: (ordinary_jobs,),
+    FaultPoint.REDELIVERED: (a_callback_is_asked_for_again,),
     FaultPoint.MIGRATION_WRITTEN: (a_first_start,),
     FaultPoint.MIGRATED: (a_first_start,),
+    FaultPoint.KEPT_RESULT_WRITTEN: (a_start_with_a_kept_result,),
     FaultPoint.ORPHAN_ADOPTED: (a_start_after_a_kill,),
     FaultPoint.RECOVERED: (a_start_after_a_kill,),
     FaultPoint.PART_WRITTEN: (a_download,),

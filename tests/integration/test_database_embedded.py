@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.pool import ConnectionParameters, answers, connect, open_pool
@@ -187,6 +188,20 @@ async def test_a_killed_server_is_started_again(directory: Path) -> None:
         assert "before" in await kept(parameters)
         await pool.close()
     assert processes_in(directory) == []
+
+
+async def test_a_server_that_is_killed_under_many_connections_is_started_again(directory: Path) -> None:
+    """Each of its children has a last word in the log, after that of the server that could not start yet."""
+    async with running(directory) as (_, parameters):
+        connections = await asyncio.gather(*(connect(parameters) for _ in range(30)))
+        with capture_logs() as logs:
+            os.kill(server_pid(directory), signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while len(logs) < 2:
+                    await asyncio.sleep(0.05)
+        assert [line["event"] for line in logs] == ["database.died", "database.restarted"]
+        for connection in connections:
+            connection.terminate()
 
 
 @pytest.mark.parametrize("server_too", [False, True], ids=["daemon", "daemon and server"])
