@@ -26,6 +26,10 @@ class FaultPoint(StrEnum):
     INSERTING = "submit.inserting"
     INSERTED = "submit.inserted"
     ANSWERING = "submit.answering"
+    # Its file, when it came as a URL.
+    FETCHED = "fetch.done"
+    """The row knows nothing of the file yet."""
+    FETCH_NOTED = "fetch.noted"
     # A job, in order. `end` is every end: completed, failed, cancelled.
     DECODED = "job.decoded"
     CLAIMING = "job.claiming"

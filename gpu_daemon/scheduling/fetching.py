@@ -7,6 +7,7 @@ from pathlib import Path
 from gpu_daemon.audio.fetch import Fetcher
 from gpu_daemon.audio.probe import check_duration, probe
 from gpu_daemon.errors import DiskFull, JobCancelled, JobError, Unavailable
+from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import JobId, SourceFile
 from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.logs import log
@@ -44,6 +45,7 @@ class SourceFetcher:
         try:
             async with self._at_once:
                 fetched = await self._fetcher.fetch(url, source)
+            reach(FaultPoint.FETCHED)
             async with ffmpeg:
                 info = await probe(source)
             check_duration(info, self._max_duration_s)
@@ -57,6 +59,7 @@ class SourceFetcher:
                 ),
             )
             kept = True
+            reach(FaultPoint.FETCH_NOTED)
         except DiskFull as error:
             raise JobError("there is no disk space left for the file", code=error.code, retryable=True) from error
         except Unavailable as error:

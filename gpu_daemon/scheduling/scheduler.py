@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,7 @@ from gpu_daemon.store.jobs import JobStore
 
 ESTIMATE_S_PER_JOB = 1e-4
 """The starts of a queue of n jobs are estimated once in n times this: a hundredth of the event loop's time at most."""
+BROKEN_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,9 +111,9 @@ class Scheduler:
         self._outbox.wake()  # recovery may have ended some
         self._started = True
         self._look_ahead()
-        self._tasks = [asyncio.create_task(worker.run(), name=f"worker {worker.index}") for worker in self._workers]
-        self._tasks.append(asyncio.create_task(self._follow_models(), name="follow models"))
-        self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
+        loops = {f"worker {worker.index}": worker.run for worker in self._workers}
+        loops |= {"follow models": self._follow_models, "retention": self._retention.run}
+        self._tasks = [asyncio.create_task(_keep_running(name, run), name=name) for name, run in loops.items()]
 
     async def drain(self, timeout_s: float) -> bool:
         """The daemon is to stop: refuse new work, begin none, and wait for what runs. False: some still runs."""
@@ -446,7 +448,12 @@ class Scheduler:
         """Jobs of a model that has come are started; jobs of one that was taken away are ended."""
         with self._hub.listen() as events:
             while True:
-                await self._end_jobs_without_model()
+                try:
+                    await self._end_jobs_without_model()
+                except (Unavailable, OSError) as error:
+                    log.warning("scheduler.models_wait", error=str(error))
+                    await asyncio.sleep(BROKEN_PAUSE_S)
+                    continue
                 self._go_on()
                 event = await events.next()
                 while event.kind != "model" or event.data.get("state") not in (ModelState.READY, ModelState.DISABLED):
@@ -459,7 +466,12 @@ class Scheduler:
                 self._queue.remove(job.id)
                 await self._preparer.discard(job.id)
                 message = f"the model {job.model} was disabled while the job waited"
-                if await self._jobs.fail_queued(job.id, "model_unavailable", message):
+                try:
+                    failed = await self._jobs.fail_queued(job.id, "model_unavailable", message)
+                except BaseException:
+                    self.give_back(job)
+                    raise
+                if failed:
                     await self._announce_end(job.id, JobState.FAILED)
 
     def _go_on(self) -> None:
@@ -480,3 +492,13 @@ class Scheduler:
             self._starts_until_s = now_s + len(self._starts_s) * ESTIMATE_S_PER_JOB
         start_s = self._starts_s[min(position, len(self._starts_s) - 1)]
         return None if start_s is None else round(start_s, 1)
+
+
+async def _keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """A bug in one of the loops costs what it was doing, not the loop."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("scheduler.loop_broke", loop=name)
+        await asyncio.sleep(BROKEN_PAUSE_S)

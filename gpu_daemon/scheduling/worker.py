@@ -294,6 +294,9 @@ class Worker:
             await asyncio.sleep(1)
             self._source.give_back(waiting)
             return None
+        except Exception:
+            self._source.give_back(waiting)  # the loop above says what it was, and waits before it goes on
+            raise
         finally:
             self._claiming = None
         if claimed is None:

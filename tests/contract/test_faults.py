@@ -11,11 +11,12 @@ from gpu_daemon.faultpoints import FaultPoint
 ROOT = Path(__file__).parent.parent.parent
 TABLE = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split("\n## The matrix\n")[1]
 ROWS = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE, re.MULTILINE)
-NOT_YET = {"17", "18", "26", "29", "31"}
+NOT_YET = {"26", "29", "31"}
 """What they break does not exist yet."""
-CHANGES = re.compile(r"\b(INSERT INTO|DELETE FROM|SET state =|cancel_requested_at =)")
+CHANGES = re.compile(r"\b(INSERT INTO|DELETE FROM|SET state =|cancel_requested_at =|file_size_bytes =)")
 POINT_OF_THE_CALLER = {
     ("jobs.py", "request_cancel"): FaultPoint.CANCEL_NOTED,
+    ("jobs.py", "fetched"): FaultPoint.FETCH_NOTED,
     ("jobs.py", "delete"): FaultPoint.DELETED,
     ("callbacks.py", "_record"): FaultPoint.CALLBACK_RECORDED,
     ("callbacks.py", "redeliver"): FaultPoint.REDELIVERED,
