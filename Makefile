@@ -3,12 +3,13 @@ TORCH ?= cuda
 PY := .venv/bin/python
 # A stamp per purpose, named by the requirements it was made from: a changed file makes pip run again.
 RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORCH).txt | cksum | cut -d' ' -f1)
+PEERS_STAMP := .cache/bench-peers/$(shell cksum <bench/requirements-peers.txt | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check chaos bench doctor format venv
+.PHONY: help demo run test check chaos bench bench-queue doctor format venv
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  TORCH=rocm takes the packages for AMD GPUs; PYTHON=… names the interpreter."
 
@@ -41,6 +42,10 @@ bench: $(DEV_STAMP) ## latency of /health under load, memory during a large uplo
 	$(PY) -m bench.health_latency
 	$(PY) -m bench.upload_memory
 
+bench-queue: $(DEV_STAMP) $(PEERS_STAMP) ## jobs that take no time, beside Celery and RQ on Redis
+	@deploy/system-packages.sh redis-server
+	$(PY) -m bench.queue
+
 doctor: $(RUN_STAMP) ## what would keep the daemon from working on this machine
 	@$(PY) -m gpu_daemon doctor
 
@@ -53,6 +58,11 @@ venv: $(RUN_STAMP) ## only the virtual environment
 $(RUN_STAMP):
 	@deploy/make-venv.sh $(TORCH)
 	@rm -f .venv/*-run-* .venv/*-dev-*
+	@touch $@
+
+$(PEERS_STAMP): $(RUN_STAMP)
+	@$(PY) -m venv --clear .cache/bench-peers
+	@.cache/bench-peers/bin/python -m pip install --quiet --no-input --disable-pip-version-check -r bench/requirements-peers.txt
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)

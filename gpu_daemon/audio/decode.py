@@ -2,11 +2,15 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import BYTES_PER_SAMPLE, all_audio, counted
 from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, examine
+from gpu_daemon.audio.sink import NO_SPACE
+from gpu_daemon.audio.wave import copy_samples, loud_at_once, plain_samples
+from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import JobError, NotMedia, TooLarge
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.logs import log
@@ -33,6 +37,9 @@ async def decode(source: Path, target: Path, *, max_duration_s: int, trim_silenc
     timeout_s = TIMEOUT_BASE_S + TIMEOUT_PER_AUDIO_S * max_duration_s
     complete = False
     try:
+        if (n_samples := await blocking(partial(_copied, source, target, max_duration_s, trim_silence))) is not None:
+            complete = True
+            return Decoded(target, n_samples, 0)
         info = await examine(source, timeout_s)
         decoded = await _decode(source, target, info, max_duration_s, trim_silence, timeout_s)
         complete = True
@@ -42,6 +49,22 @@ async def decode(source: Path, target: Path, *, max_duration_s: int, trim_silenc
     finally:
         if not complete:
             target.unlink(missing_ok=True)
+
+
+def _copied(source: Path, target: Path, max_duration_s: int, trim_silence: bool) -> int | None:
+    """The samples of a file that needs no decoding, nor silence to be counted; None: of another. Blocks."""
+    n_samples = plain_samples(source)
+    if n_samples is None or (trim_silence and not loud_at_once(source)):
+        return None
+    if n_samples > max_duration_s * SAMPLE_RATE_HZ:
+        raise _too_long(max_duration_s)
+    try:
+        copy_samples(source, target)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise _no_space() from error
+        raise
+    return n_samples
 
 
 async def _decode(
@@ -88,9 +111,13 @@ def _too_long(max_duration_s: int) -> TooLarge:
     return TooLarge(f"the audio is longer than the limit of {max_duration_s} s", code="too_long", param="file")
 
 
+def _no_space() -> JobError:
+    return JobError("there is no disk space left to decode the audio", code="disk_full", retryable=True)
+
+
 def _failure(finished: Finished) -> NotMedia | JobError:
     if "No space left on device" in finished.stderr:
-        return JobError("there is no disk space left to decode the audio", code="disk_full", retryable=True)
+        return _no_space()
     if "Cannot allocate memory" in finished.stderr:
         return NotMedia("decoding the audio takes more memory than allowed", code="decode_failed")
     return NotMedia("the audio in the file is damaged: it cannot be decoded", code="decode_failed")

@@ -1,17 +1,21 @@
 """What a file is, before it becomes a job: its header is read and its first sounds are decoded.
 
 By ffmpeg itself, as imageio-ffmpeg brings no ffprobe: codec and duration come from what it prints, all else from the
-frames.
+frames. Only a WAV file that needs no decoding is known without it.
 """
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpu_daemon.audio.allowed import MAX_STREAMS
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import first_frames
+from gpu_daemon.audio.wave import plain_samples
+from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import NotMedia, TooLarge, Unavailable
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.logs import log
 
 PROBED_FRAMES = 8
@@ -75,12 +79,27 @@ async def examine(source: Path, timeout_s: float) -> AudioInfo:
     """Raises NotMedia, FfmpegTimeout."""
     if source.stat().st_size == 0:
         raise NotMedia("the file is empty", param="file")
+    if (n_samples := await blocking(partial(plain_samples, source))) is not None:
+        return plain_info(n_samples)
     finished = await run_ffmpeg(first_frames(source, PROBED_FRAMES), timeout_s=timeout_s)
     try:
         return described(finished)
     except NotMedia as error:
         log.info("audio.rejected", reason=error.message, status=finished.status, stderr=finished.stderr[-2000:])
         raise
+
+
+def plain_info(n_samples: int) -> AudioInfo:
+    """Of a file that `plain_samples` knows, as ffmpeg would describe it (pure)."""
+    return AudioInfo(
+        duration_s=(200 * n_samples + SAMPLE_RATE_HZ) // (2 * SAMPLE_RATE_HZ) / 100,
+        codec="pcm_s16le",
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        channels=1,
+        has_video=False,
+        container="wav",
+        starts_at_s=0.0,
+    )
 
 
 def described(finished: Finished) -> AudioInfo:

@@ -17,6 +17,8 @@ from gpu_daemon.settings import Settings
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
+PEERS = ROOT / "bench" / "peers"
+"""What bench/queue.py compares with: run in an environment of its own."""
 DOCUMENTS = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
@@ -71,8 +73,8 @@ def test_every_setting_of_the_example_is_explained() -> None:
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=range(len(DOCUMENTS)))
 def test_every_make_target_that_is_named_exists(text: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"\bmake (?:[A-Z]+=\S+ )?([a-z]+)\b`?", "\n".join(_code(text)))) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake (?:[A-Z]+=\S+ )?([a-z-]+)\b`?", "\n".join(_code(text)))) <= targets
 
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=range(len(DOCUMENTS)))
@@ -105,7 +107,9 @@ def test_every_route_that_the_readme_lists_exists() -> None:
     assert {(method or "GET", re.sub(r"{\w+}", "{}", path)) for method, path in said} - there == set()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("requirements*.txt"), *ROOT.glob("bench/requirements*.txt")]), ids=lambda path: path.name
+)
 def test_every_requirement_is_pinned(path: Path) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] not in "#-"]
     pin = re.compile(r"[a-z0-9-]+==[0-9][^ ;]*(; sys_platform == \"linux\")?")
@@ -118,8 +122,9 @@ def test_every_requirement_is_pinned(path: Path) -> None:
     [
         (["gpu_daemon"], ["requirements.txt", "requirements-cuda.txt"]),
         (["tests", "bench"], ["requirements.txt", "requirements-cuda.txt", "requirements-dev.txt"]),
+        (["bench/peers"], ["bench/requirements-peers.txt"]),
     ],
-    ids=["daemon", "tests"],
+    ids=["daemon", "tests", "peers"],
 )
 def test_whatever_is_imported_is_required(rooms: list[str], files: list[str]) -> None:
     required = {
@@ -131,6 +136,8 @@ def test_whatever_is_imported_is_required(rooms: list[str], files: list[str]) ->
     packages = metadata.packages_distributions()
     for room in rooms:
         for path in (ROOT / room).rglob("*.py"):
+            if path.parent == PEERS != ROOT / room:
+                continue
             beside = {neighbour.stem for neighbour in path.parent.glob("*.py")}
             for module in _imports(path) - sys.stdlib_module_names - {"gpu_daemon", "tests", "bench"} - beside:
                 brought_by = {_normal(name) for name in packages.get(module, [module])}

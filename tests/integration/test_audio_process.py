@@ -65,7 +65,7 @@ async def test_one_whose_caller_is_cancelled_is_killed_first() -> None:
 
 def test_the_same_holds_on_the_loop_of_the_daemon(tmp_path: Path) -> None:
     """uvloop starts processes in a way of its own."""
-    (tmp_path / "source").write_bytes(wav(noise(1000).tobytes()))
+    (tmp_path / "source").write_bytes(wav(noise(2000).tobytes(), channels=2))
 
     async def main() -> None:
         decoded = await decode(tmp_path / "source", tmp_path / "target", max_duration_s=1, trim_silence=True)
@@ -90,7 +90,7 @@ async def test_a_cancelled_decode_leaves_neither_process_nor_file(tmp_path: Path
 
 
 async def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "source").write_bytes(wav(noise(1000).tobytes()))
+    (tmp_path / "source").write_bytes(wav(noise(1000).tobytes(), channels=2))
     with pytest.raises(Unavailable, match="could not be examined in time"):
         await probe(tmp_path / "source", timeout_s=0.001)
     monkeypatch.setattr("gpu_daemon.audio.decode.TIMEOUT_BASE_S", 0.001)
@@ -176,7 +176,7 @@ async def test_one_that_does_not_start_is_not_the_files_fault(tmp_path: Path, mo
     (broken / "ffmpeg").write_text("not a program")
     (broken / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", str(broken))
-    (tmp_path / "source").write_bytes(wav(noise(1000).tobytes()))
+    (tmp_path / "source").write_bytes(wav(noise(1000).tobytes(), channels=2))
     with pytest.raises(OSError, match="ffmpeg does not start"):
         await probe(tmp_path / "source")
 

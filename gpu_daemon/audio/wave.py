@@ -1,0 +1,56 @@
+"""WAV files that hold what the engine hears already: taken as they are, without starting ffmpeg twice for each.
+
+Only the simplest header will do: 44 bytes, mono, 16 kHz, signed 16 bit, and sizes that agree with the file's. Whatever
+differs is ffmpeg's business. So is a guess that ffmpeg would make and we don't: that the samples of such a file are
+really a compressed stream. Streams that travel as PCM are stereo of 44.1 or 48 kHz.
+"""
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
+
+HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+BYTES_PER_SAMPLE = 2
+MOST_BYTES = 64 << 20
+"""They are copied in a few hundredths of a second; with more, the start of ffmpeg is nothing."""
+WINDOW_SAMPLES = SAMPLE_RATE_HZ // 50
+"""Of ffmpeg's filter silenceremove, which asks for the root mean square of each."""
+LOUD = 0.02
+"""Of full scale: twice the threshold in `graph.py`."""
+LOUD_POWER = WINDOW_SAMPLES * (LOUD * 32768) ** 2
+HEAD_WINDOWS = 22
+"""0.44 s: less than the half second of silence that is kept."""
+
+
+def plain_samples(source: Path) -> int | None:
+    """How many there are behind the header; None: not such a file. Blocks, for a moment."""
+    with source.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        header = file.read(HEADER.size)
+    n_bytes = size_bytes - HEADER.size
+    if not 0 < n_bytes <= MOST_BYTES or n_bytes % BYTES_PER_SAMPLE:
+        return None
+    rate, width = SAMPLE_RATE_HZ, BYTES_PER_SAMPLE
+    form = (b"fmt ", 16, 1, 1, rate, rate * width, width, 8 * width)
+    plain = HEADER.pack(b"RIFF", size_bytes - 8, b"WAVE", *form, b"data", n_bytes)
+    return n_bytes // BYTES_PER_SAMPLE if header == plain else None
+
+
+def copy_samples(source: Path, target: Path) -> None:
+    """What comes after the header. Blocks."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as samples, source.open("rb") as file:
+        file.seek(HEADER.size)
+        shutil.copyfileobj(file, samples, 1 << 20)
+
+
+def loud_at_once(source: Path) -> bool:
+    """There is sound so early, and so far above the threshold, that no leading silence is to be dropped. Blocks."""
+    with source.open("rb") as file:
+        file.seek(HEADER.size)
+        head = file.read(HEAD_WINDOWS * WINDOW_SAMPLES * BYTES_PER_SAMPLE)
+    windows = struct.iter_unpack(f"<{WINDOW_SAMPLES}h", head[: len(head) - len(head) % (WINDOW_SAMPLES * 2)])
+    return any(sum(sample * sample for sample in window) > LOUD_POWER for window in windows)
