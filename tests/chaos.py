@@ -24,7 +24,7 @@ import httpx2
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.invariants import unsettled, violations, watch
-from tests.receiver import Receiver
+from tests.receiver import Receiver, Reply
 from tests.running import FAKE_ENGINE, RunningDaemon, descendants, only_demo, unused
 from tests.serving import tone
 
@@ -38,6 +38,8 @@ TRY_AGAIN_S = 0.2
 HURRIED = 0.25
 """The share of kills that follow the last one at once, into whatever it left."""
 RECEIVER_AWAY_S = 2.0
+MOST_REPLY_S = 0.4
+HANGS_UP = 0.01
 START_TRIES = 5
 SETTLE_S = 420.0
 """Longer than the third delay of the callbacks' schedule."""
@@ -53,6 +55,7 @@ class Chaos:
         self._data_dir = directory / "data"
         self._daemon: RunningDaemon
         self._receiver = Receiver()
+        self._receiver.plan(*(self._reply() for _ in range(2 * jobs)))
         self._numbers = iter(range(jobs))
         self._told: dict[int, str] = {}
         self._called: set[str] = set()
@@ -78,6 +81,10 @@ class Chaos:
             await self._daemon.close()
             await self._receiver.stop()
             await self._server.stop()
+
+    def _reply(self) -> Reply:
+        """Slow enough that kills meet deliveries under way; now and then the receiver hangs up on one."""
+        return Reply(delay_s=MOST_REPLY_S * self._rng.random(), disconnect=self._rng.random() < HANGS_UP)
 
     # What clients do.
 
