@@ -29,7 +29,7 @@ BEGIN
         SELECT unnest(ARRAY['tiny', 'tiny.en', 'base', 'base.en', 'small', 'small.en', 'medium', 'medium.en',
                             'large-v1', 'large-v2', 'large-v3', 'large-v3-turbo']), 'whisper';
         INSERT INTO whisper_models (name, source, path, sha256)
-        VALUES ('demo', 'file', 'bundled:espeak-whisper.pt', '876b5bb24ebd8fca286307594d4967b3a7cfa9d5d65fe2d50445cbbeb708e197');
+        VALUES ('demo', 'file', 'bundled:espeak-whisper.pt', '593867eb0c05f1d3f533538742e6b1b29269ce4957c3f860d3d5378d5ad69453');
         INSERT INTO model_settings (id_model, enabled)
         SELECT id_model, name IN ('base', 'demo') FROM whisper_models;
     END IF;

@@ -30,7 +30,7 @@ def time_errors_s(spoken: Spoken, segments: list[dict[str, Any]]) -> list[float]
 
 @pytest.mark.timeout(400)
 async def test_ten_minutes_of_english_without_conditioning(tmp_path: Path, database: ConnectionParameters) -> None:
-    spoken = conversation("en", 510_000, 200, pauses_s=(0.3, 1.2))
+    spoken = conversation("en", 511_000, 200, pauses_s=(0.3, 1.2))
     assert spoken.duration_s > 590
     write(spoken, tmp_path / "ten-minutes.mp3", "mp3")
     async with running_daemon(tmp_path, database) as daemon:
@@ -40,7 +40,7 @@ async def test_ten_minutes_of_english_without_conditioning(tmp_path: Path, datab
         assert word_error_rate(spoken.text, job["result"]["text"]) <= MAX_WORD_ERROR_RATE
         errors_s = time_errors_s(spoken, job["result"]["segments"])
         assert len(errors_s) >= 0.95 * 2 * len(spoken.sentences)
-        # One start in two hundred is the model's guess inside a pause, 0.6 s off here; the others are within the bound.
+        # A window whose speech begins later than 1 s: Whisper's rules forbid its time, and the model guesses.
         within = sum(error_s <= MAX_TIME_ERROR_S for error_s in errors_s)
         assert within >= 0.99 * len(errors_s)
         assert sum(errors_s) / len(errors_s) <= 0.05

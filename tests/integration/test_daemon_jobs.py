@@ -93,8 +93,7 @@ FORMATS: tuple[Container, ...] = ("wav", "mp3", "m4a", "ogg", "flac", "webm", "m
 
 
 async def test_every_container_gives_the_right_words(tmp_path: Path, database: ConnectionParameters) -> None:
-    # One of the sentences that the model, which was not trained on it, hears through the band of a telephone as well.
-    spoken: Spoken = conversation("en", 500_047, 1)
+    spoken: Spoken = conversation("en", 500_047, 3)
     async with running_daemon(tmp_path, database) as daemon:
         jobs = {}
         for container in FORMATS:
