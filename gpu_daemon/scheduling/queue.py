@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from gpu_daemon.jobs.model import Job, JobId
 
@@ -122,6 +122,12 @@ class JobQueue:
                 return job
             passed.append(job)
         return first
+
+    def ahead(self, loaded: Collection[str]) -> Iterator[Waiting]:
+        """In the order in which workers that hold these models will take them, more or less."""
+        head = list(islice(self, AFFINITY_PLACES)) if self._affinity_wait_s else []
+        preferred = {job.id: job for job in head if job.model in loaded and job.priority == head[0].priority}
+        return chain(preferred.values(), (job for job in self if job.id not in preferred))
 
     def remove(self, job_id: JobId) -> Waiting | None:
         place = self._places.pop(job_id, None)

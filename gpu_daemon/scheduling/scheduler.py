@@ -481,7 +481,9 @@ class Scheduler:
     def _look_ahead(self) -> None:
         if not self._stopping:
             # A job whose model is still downloading can wait for its file as well.
-            self._preparer.look_ahead(job for job in self._queue if self._catalogue.spec(job.model) is not None)
+            loaded = {name for worker in self._workers for name in worker.loaded}
+            jobs = self._queue.ahead(loaded)
+            self._preparer.look_ahead(job for job in jobs if self._catalogue.spec(job.model) is not None)
 
     def _wait_behind(self, position: int) -> float | None:
         """Seconds until a job behind `position` others starts, as far as is known."""

@@ -127,6 +127,17 @@ def test_a_job_is_passed_over_for_a_limited_time_only() -> None:
     assert taken(queue, "demo", now_s=170) == 6
 
 
+def test_what_will_be_taken_first_is_known_ahead() -> None:
+    queue = JobQueue(affinity_wait_s=30)
+    alternating(queue, 6)
+    queue.push(waiting(9, priority=-1, model="demo"))
+    assert [job.seq for job in queue.ahead({"demo"})] == [1, 3, 5, 0, 2, 4, 9]
+    assert list(queue.ahead(set())) == list(queue)
+    strict = JobQueue(affinity_wait_s=0)
+    alternating(strict, 6)
+    assert [job.seq for job in strict.ahead({"demo"})] == list(range(6))
+
+
 def test_no_job_is_passed_over_for_one_of_less_priority() -> None:
     queue = JobQueue(affinity_wait_s=30)
     queue.push(waiting(1, priority=1, model="large"))
