@@ -1,7 +1,7 @@
 """How long until a job starts, from how fast jobs like it were. Pure: no clock, no await."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpu_daemon.scheduling.queue import Waiting
@@ -9,6 +9,8 @@ from gpu_daemon.scheduling.queue import Waiting
 MEMORY = 0.7
 """Weight of the past in a running mean."""
 UNKNOWN = float("inf")
+REFRESH_S_PER_JOB = 1e-4
+"""The starts of a queue of n jobs are worked out once in n times this: a hundredth of the event loop's time at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +76,27 @@ def starts_s(paces: Paces, free_s: Mapping[int, float | None], queue: Iterable[W
             pace = known[pair] = paces.of(*pair)
         heapq.heapreplace(free, (UNKNOWN if pace is None else at_s + pace.expected_s(job.duration_s), worker))
     yield None if free[0][0] == UNKNOWN else free[0][0]
+
+
+class Waits:
+    """Asked for many places of a long queue at once, and worked out now and then."""
+
+    def __init__(self, paces: Paces) -> None:
+        self._paces = paces
+        self._starts_s: list[float | None] = []
+        self._until_s = -UNKNOWN
+
+    def behind(
+        self,
+        position: int,
+        queue: Iterable[Waiting],
+        free_s: Callable[[], Mapping[int, float | None]],
+        *,
+        now_s: float,
+    ) -> float | None:
+        """Seconds until a job with so many before it starts. `now_s`: on a clock that only goes forward."""
+        if now_s >= self._until_s:
+            self._starts_s = list(starts_s(self._paces, free_s(), queue))
+            self._until_s = now_s + len(self._starts_s) * REFRESH_S_PER_JOB
+        start_s = self._starts_s[min(position, len(self._starts_s) - 1)]
+        return None if start_s is None else round(start_s, 1)

@@ -5,8 +5,6 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from gpu_daemon import clock
 from gpu_daemon.audio.fetch import Fetcher, FetchLimits
@@ -23,27 +21,20 @@ from gpu_daemon.logs import log
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
-from gpu_daemon.scheduling.estimate import Paces, starts_s
+from gpu_daemon.scheduling.estimate import Paces, Waits
 from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
+from gpu_daemon.scheduling.readiness import Readiness, of_models, of_workers
 from gpu_daemon.scheduling.recovery import recover, remove_files
 from gpu_daemon.scheduling.retention import Retention
 from gpu_daemon.scheduling.reuse import reused_result
-from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
+from gpu_daemon.scheduling.status import Live, WorkerStatus
 from gpu_daemon.scheduling.worker import Worker
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 
-ESTIMATE_S_PER_JOB = 1e-4
-"""The starts of a queue of n jobs are estimated once in n times this: a hundredth of the event loop's time at most."""
 BROKEN_PAUSE_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Readiness:
-    status: Literal["starting", "ready", "draining", "error"]
-    reason: str | None
 
 
 class Scheduler:
@@ -69,8 +60,7 @@ class Scheduler:
         self._draining = False  # takes no new jobs and finishes the others
         self._stopping = False  # takes no new jobs and begins no others
         self._paces = Paces()
-        self._starts_s: list[float | None] = []
-        self._starts_until_s = 0.0  # on the monotonic clock: when they are too old
+        self._waits = Waits(self._paces)
         limits = FetchLimits(
             file_bytes=settings.max_file_size_bytes, reserve_bytes=settings.disk_reserve_mb * 1024 * 1024
         )
@@ -288,22 +278,7 @@ class Scheduler:
             return Readiness(status="draining", reason="the daemon is stopping")
         if self._draining:
             return Readiness(status="draining", reason=f"new jobs are refused; {self._left()}")
-        on_duty = [worker for worker in self._workers if worker.on_duty]
-        if not on_duty:
-            return self._nobody_on_duty()
-        if not any(worker.ready for worker in on_duty):
-            failing = [worker.status().error for worker in on_duty if worker.state is WorkerState.RESTARTING]
-            if len(failing) == len(on_duty):
-                return Readiness(status="error", reason=f"no runner starts: {failing[0]}")
-            return Readiness(status="starting", reason="the runners are starting")
-        enabled = [model for model in self._catalogue.statuses() if model.enabled]
-        if any(model.state is ModelState.READY for model in enabled):
-            return Readiness(status="ready", reason=None)
-        if not enabled:
-            return Readiness(status="error", reason="no model is enabled")
-        if all(model.state is ModelState.FAILED for model in enabled):
-            return Readiness(status="error", reason=f"no model is usable: {enabled[0].name}: {enabled[0].error}")
-        return Readiness(status="starting", reason="the models are being downloaded")
+        return of_workers(self._workers) or of_models(self._catalogue.statuses())
 
     # What the workers ask for.
 
@@ -364,17 +339,7 @@ class Scheduler:
 
     def _left(self) -> str:
         queued, running = len(self._queue), len(self.running_ids())
-        return f"{queued} jobs wait and {running} run" if queued or running else "nothing waits or runs any more"
-
-    def _nobody_on_duty(self) -> Readiness:
-        states = {worker.state for worker in self._workers}
-        if WorkerState.QUARANTINED not in states:
-            return Readiness(status="draining", reason="every worker is drained: no job runs until one is resumed")
-        reasons = [
-            f"worker {worker.index} is {worker.state}" + (f" ({error})" if (error := worker.status().error) else "")
-            for worker in self._workers
-        ]
-        return Readiness(status="error", reason=f"no worker takes jobs: {'; '.join(reasons)}")
+        return f"waiting: {queued}, running: {running}" if queued or running else "nothing waits or runs any more"
 
     def _take_for(self, worker_index: int) -> Waiting | None:
         """Jobs of a model that another idle worker holds are left to it; those without their file wait for it."""
@@ -487,13 +452,11 @@ class Scheduler:
 
     def _wait_behind(self, position: int) -> float | None:
         """Seconds until a job behind `position` others starts, as far as is known."""
-        now_s = clock.monotonic()
-        if now_s >= self._starts_until_s:
-            free_s = {worker.index: worker.free_in_s(self._paces) for worker in self._workers if worker.on_duty}
-            self._starts_s = list(starts_s(self._paces, free_s, self._queue))
-            self._starts_until_s = now_s + len(self._starts_s) * ESTIMATE_S_PER_JOB
-        start_s = self._starts_s[min(position, len(self._starts_s) - 1)]
-        return None if start_s is None else round(start_s, 1)
+        return self._waits.behind(position, self._queue, self._free_s, now_s=clock.monotonic())
+
+    def _free_s(self) -> dict[int, float | None]:
+        """When each worker that takes jobs is free."""
+        return {worker.index: worker.free_in_s(self._paces) for worker in self._workers if worker.on_duty}
 
 
 async def _keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -6,12 +6,10 @@ other dies is quarantined: it takes no jobs until somebody resumes it.
 """
 
 import asyncio
-import json
-import random
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
@@ -30,16 +28,16 @@ from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.sampler import UsageSampler
 from gpu_daemon.jobs.model import Claim, Job, JobId
-from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
-from gpu_daemon.runner.process import Completed, Runner
+from gpu_daemon.runner.process import Runner
 from gpu_daemon.runner.protocol import Run
 from gpu_daemon.scheduling.duty import Duty
 from gpu_daemon.scheduling.estimate import Paces
 from gpu_daemon.scheduling.limits import StalledJob, run_within_limits
 from gpu_daemon.scheduling.preparation import Prepared, Preparer
 from gpu_daemon.scheduling.queue import Waiting
+from gpu_daemon.scheduling.recording import Recorder, result_of
 from gpu_daemon.scheduling.spool import spool
 from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
 from gpu_daemon.scheduling.supervisor import Supervisor
@@ -111,7 +109,7 @@ class Worker:
         self._phase = WorkerState.STOPPED  # what it would be on duty
         self._published = WorkerState.STOPPED
         self._supervisor = Supervisor(index, device, runner, self._duty, self._move)
-        self._rng = random.Random()  # noqa: S311 - jitter
+        self._recorder = Recorder()
 
     @property
     def ready(self) -> bool:
@@ -175,6 +173,7 @@ class Worker:
                     await self._take(job)
         finally:
             self._move(WorkerState.STOPPED)
+            self._supervisor.excuse()
             await self._runner.stop()
 
     def cancel(self, job_id: JobId) -> None:
@@ -349,8 +348,9 @@ class Worker:
         self._supervisor.job_completed()
         self._source.measured(self.index, job.options.model, duration_s=duration_s, took_s=clock.monotonic() - began)
         timings = {**prepared.timings, **completed.done.timings}
-        result = _result(completed, job, timings, usage.summary())
-        recorded = await self._record(
+        result = result_of(completed, job, timings, usage.summary())
+        recorded = await self._recorder.record(
+            job.id,
             lambda: self._jobs.complete(current.claim, result, timings, model_sha256=spec.sha256),
             keep=partial(spool, self._settings.jobs_dir / job.id, current.claim, result, timings, spec.sha256),
         )
@@ -370,21 +370,27 @@ class Worker:
         job, claim = current.job, current.claim
         if isinstance(error, JobCancelled) or current.cancel.is_set():
             reach(FaultPoint.CANCELLED_STOPPED)
-            return JobState.CANCELLED if await self._record(lambda: self._jobs.cancel(claim)) else None
+            return JobState.CANCELLED if await self._recorder.record(job.id, lambda: self._jobs.cancel(claim)) else None
         if error.code == DiskFull.code:
             return await self._wait_for_room(current, error)
         if isinstance(error, JobError) and error.retryable and claim.attempt < self._settings.max_attempts:
             log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
-            return JobState.QUEUED if await self._record(lambda: self._jobs.requeue(claim, charge=True)) else None
+            return (
+                JobState.QUEUED
+                if await self._recorder.record(job.id, lambda: self._jobs.requeue(claim, charge=True))
+                else None
+            )
         log.error("job.failed", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
         return (
-            JobState.FAILED if await self._record(lambda: self._jobs.fail(claim, error.code, error.message)) else None
+            JobState.FAILED
+            if await self._recorder.record(job.id, lambda: self._jobs.fail(claim, error.code, error.message))
+            else None
         )
 
     async def _wait_for_room(self, current: _Current, error: GpuDaemonError) -> JobState | None:
         """No job's fault, and no other would be decoded either: it is tried again later, uncharged."""
         log.error("job.waits_for_disk", job_id=current.job.id, error=error.message, retry_in_s=DISK_FULL_PAUSE_S)
-        if not await self._record(lambda: self._jobs.requeue(current.claim, charge=False)):
+        if not await self._recorder.record(current.job.id, lambda: self._jobs.requeue(current.claim, charge=False)):
             return None
         await asyncio.sleep(DISK_FULL_PAUSE_S)
         return JobState.QUEUED
@@ -395,7 +401,7 @@ class Worker:
         await self._runner.kill()
         try:
             async with asyncio.timeout(HAND_BACK_TIMEOUT_S):
-                await self._record(lambda: self._jobs.requeue(current.claim, charge=False))
+                await self._recorder.record(current.job.id, lambda: self._jobs.requeue(current.claim, charge=False))
         except TimeoutError:
             log.error("job.not_handed_back", job_id=current.job.id, reason="the database does not answer")
 
@@ -425,43 +431,7 @@ class Worker:
         self._publish(current)
         if changed_stage:
             # The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway.
-            self._background(self._jobs.progress(current.claim, stage, progress))
-
-    async def _record(self, write: Callable[[], Awaitable[bool]], *, keep: Callable[[], None] | None = None) -> bool:
-        """Write how the attempt ended, however long the database is away: the work is done and must not be lost.
-
-        `keep` puts it on disk meanwhile, in case the daemon does not live to see the database again. Blocks.
-        """
-        failures = 0
-        while True:
-            try:
-                return await write()
-            except (Unavailable, OSError) as error:
-                failures += 1
-                if failures == 1 and keep is not None:
-                    await self._keep(keep)
-                delay_s = backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng)
-                log.error("job.record_failed", job_id=self.job_id, error=str(error), retry_in_s=round(delay_s, 1))
-                await asyncio.sleep(delay_s)
-
-    async def _keep(self, keep: Callable[[], None]) -> None:
-        try:
-            await asyncio.to_thread(keep)
-            reach(FaultPoint.RESULT_KEPT)
-            log.warning("result.kept_on_disk", job_id=self.job_id)
-        except OSError as error:
-            log.error("result.not_kept", job_id=self.job_id, error=str(error))
-
-    def _background(self, write: Awaitable[bool]) -> None:
-        async def tolerate() -> None:
-            try:
-                await write
-            except (Unavailable, OSError) as error:
-                log.warning("job.progress_not_stored", error=str(error))
-
-        task = asyncio.create_task(tolerate())
-        _BACKGROUND.add(task)
-        task.add_done_callback(_BACKGROUND.discard)
+            self._recorder.in_background(self._jobs.progress(current.claim, stage, progress))
 
     def _move(self, phase: WorkerState) -> None:
         self._phase = phase
@@ -482,20 +452,3 @@ class Worker:
             progress=live.progress,
             worker=self.index,
         )
-
-
-_BACKGROUND: set[asyncio.Task[None]] = set()
-"""asyncio keeps only weak references to tasks."""
-
-
-def _result(completed: Completed, job: Job, timings: dict[str, float], gpu: dict[str, Any] | None) -> bytes:
-    """The transcript with what only the daemon knows, spliced in as text: a long one is never parsed here."""
-    assert job.started_at is not None
-    extra = {
-        "queue_time_s": None if job.queue_time_s is None else round(job.queue_time_s, 3),
-        "processing_time_s": round((clock.now() - job.started_at).total_seconds(), 3),
-        "timings": timings,
-        "gpu": gpu,
-        "reused": False,
-    }
-    return completed.transcript[:-1] + b"," + json.dumps(extra).encode()[1:]

@@ -147,7 +147,7 @@ async def test_a_drained_daemon_refuses_new_jobs_and_finishes_all_the_others(
     assert len(served.directories()) == 4
     assert (await served.client.get("/health/ready")).status_code == 503
     health = Health.model_validate(await served.json("/health"))
-    assert (health.status, health.reason) == ("draining", "new jobs are refused; 3 jobs wait and 1 run")
+    assert (health.status, health.reason) == ("draining", "new jobs are refused; waiting: 3, running: 1")
     (tmp_path / "go").touch()
     for job_id in jobs:
         assert (await served.finished(job_id))["status"] == "completed"

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import pytest
 
 from gpu_daemon.jobs.model import JobId
-from gpu_daemon.scheduling.estimate import Paces, starts_s
+from gpu_daemon.scheduling.estimate import Paces, Waits, starts_s
 from gpu_daemon.scheduling.queue import Waiting
 
 
@@ -81,6 +81,22 @@ def test_a_mean_follows_what_is_measured() -> None:
 
 def test_audio_of_unknown_length_takes_as_long_as_jobs_do() -> None:
     assert starts(paces((0, "demo", 100, 10)), {0: 0.0}, [waiting(None), waiting(20)]) == [0, 10, 12]
+
+
+def test_a_long_queue_is_worked_out_now_and_then() -> None:
+    waits, asked = Waits(paces((0, "demo", 100, 10))), 0
+
+    def free_s() -> dict[int, float | None]:
+        nonlocal asked
+        asked += 1
+        return {0: 0.0}
+
+    queue = [waiting(10)] * 1000
+    assert [waits.behind(position, queue, free_s, now_s=50) for position in (0, 7, 1000, 2000)] == [0, 7, 1000, 1000]
+    assert waits.behind(3, queue[:2], free_s, now_s=50.1) == 3
+    assert asked == 1
+    assert waits.behind(3, queue[:2], free_s, now_s=50.2) == 2
+    assert asked == 2
 
 
 def test_a_job_without_audio_says_nothing_about_speed() -> None:
