@@ -18,7 +18,8 @@ from tests.serving import ServedDaemon, served_daemon
 from tests.slow_ffmpeg import slow_ffmpeg
 from tests.speech import conversation, write
 
-FREE_WITHIN_S = 5.0
+FREE_WITHIN_S = 15.0
+"""The promise is 5 s, on a machine with nothing else to do; a cancel that is lost is waited for longer than this."""
 SPREAD_S = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 

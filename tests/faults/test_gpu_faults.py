@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpu_daemon.database.pool import ConnectionParameters, Pool
+from tests.faults.test_cancel import FREE_WITHIN_S
 from tests.receiver import Receiver
 from tests.running import FAKE_ENGINE, RunningDaemon, descendants, running_daemon
 from tests.speech import conversation, write
@@ -74,13 +75,13 @@ async def test_a_hung_runner_that_ignores_sigterm_is_killed(
     tmp_path: Path, database: ConnectionParameters, audio: Path
 ) -> None:
     """Fault 12, by a cancel and by the stall limit."""
-    async with running_daemon(tmp_path, database, **FAKE_ENGINE, STALL_TIMEOUT_S="4", MAX_ATTEMPTS="1") as daemon:
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, STALL_TIMEOUT_S="15", MAX_ATTEMPTS="1") as daemon:
         deaf = await daemon.submit(audio, initial_prompt="fake:deaf")
         started = await daemon.line("job.started", job_id=deaf["job_id"])
         pid = (await worker(daemon, started["worker"]))["pid"]
         while (await daemon.job(deaf["job_id"]))["stage"] != "transcribing":
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(FREE_WITHIN_S):
             response = await daemon.client.post(f"/jobs/{deaf['job_id']}/cancel")
         assert response.json()["status"] == "cancelled"
         assert pid not in descendants(daemon.pid)
