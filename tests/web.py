@@ -80,8 +80,8 @@ class Site:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._accept, host, port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"
 

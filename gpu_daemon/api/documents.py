@@ -23,7 +23,8 @@ TAGS = [
 ]
 
 DESCRIPTION = """\
-Send an audio or video file to `POST /transcribe`; get a job. Poll it, wait for it, or give a `callback_url`.
+Send an audio or video file, or its `url`, to `POST /transcribe`; get a job. Poll it, wait for it, or give a
+`callback_url`.
 
 ```
 curl -F file=@talk.mp3 -F callback_url=https://example.org/done http://localhost:8000/transcribe

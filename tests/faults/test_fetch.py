@@ -10,8 +10,11 @@ import pytest
 
 from gpu_daemon.audio.fetch import Fetched, Fetcher, FetchLimits
 from gpu_daemon.audio.sink import BATCH_BYTES
+from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.errors import DiskFull, FetchFailed, GpuDaemonError, TooLarge
 from gpu_daemon.outgoing.target import AddressPolicy
+from tests.running import RunningDaemon, only_demo
+from tests.speech import conversation, word_error_rate, write
 from tests.web import Held, Page, Site, answer, endless, hang_up, redirect, silence
 
 LOOPBACK = AddressPolicy.parse(("loopback",))
@@ -172,3 +175,41 @@ async def test_redirects_come_to_an_end(tmp_path: Path, site: Site) -> None:
     assert isinstance(error, FetchFailed)
     assert not error.retryable
     assert len(site.requests) == 6
+
+
+async def test_a_daemon_that_is_killed_while_it_fetches_fetches_again(
+    tmp_path: Path, database: ConnectionParameters, site: Site
+) -> None:
+    """With the real engine. The secret in the URL is in no log, and in no row once the job has ended."""
+    spoken = conversation("en", 500_030, 12)
+    write(spoken, tmp_path / "long.wav", "wav")
+    content = (tmp_path / "long.wav").read_bytes()
+    page = Held(content, after=BATCH_BYTES + 1)
+    assert len(content) > page.after
+    await only_demo(database)
+    daemon = RunningDaemon(tmp_path / "data", database, {"FETCH_ALLOWED_NETWORKS": "loopback"})
+    try:
+        await daemon.start()
+        url = site.put("/long.wav", page) + "?signature=secret"
+        response = await daemon.client.post("/transcribe", json={"url": url, "language": "en"})
+        assert response.status_code == 202
+        job_id = response.json()["job_id"]
+        part = tmp_path / "data" / "jobs" / job_id / "source.part"
+        async with asyncio.timeout(20):
+            while not part.exists():
+                await asyncio.sleep(0.02)
+        assert (await daemon.job(job_id))["stage"] == "fetching"
+        await daemon.kill()
+        said = daemon.raw.copy()
+        assert part.exists()
+        await daemon.start()
+        job = await daemon.finished(job_id, timeout_s=90)
+        assert (job["status"], job["attempt"], job["file_size_bytes"]) == ("completed", 1, len(content)), job
+        assert word_error_rate(spoken.text, job["result"]["text"]) < 0.1
+        assert len(site.requests) == 2
+        assert not list((tmp_path / "data" / "jobs").iterdir())
+        assert "secret" not in str(job)
+        assert await daemon.stop() == 0
+        assert "secret" not in "\n".join([*said, *daemon.raw])
+    finally:
+        await daemon.close()

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from gpu_daemon.database.pool import Pool
-from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.model import JobId, SourceFile
 from gpu_daemon.jobs.state import JobState
-from gpu_daemon.scheduling.preparation import DECODED_NAME
+from gpu_daemon.scheduling.preparation import DECODED_NAME, SOURCE_NAME
 from gpu_daemon.scheduling.recovery import recover
 from gpu_daemon.scheduling.retention import Retention
 from gpu_daemon.scheduling.spool import RESULT_NAME, spool
@@ -55,6 +55,23 @@ async def test_rows_and_files_are_brought_back_together(tmp_path: Path, pool: Po
     assert not half_decoded.exists()
     owed = await pool.fetch("SELECT job_id::text FROM callbacks")
     assert {row["job_id"] for row in owed} == {poison.id, without_file.id, ended.id}
+
+
+async def test_what_came_as_a_url_is_fetched_again_unless_its_row_knows_the_file(tmp_path: Path, pool: Pool) -> None:
+    jobs, now = JobStore(pool), settings(tmp_path)
+    url = {"source_url": "https://example.org/a.wav", "file_size_bytes": None, "file_sha256": None}
+    new, half, unknown, known, lost = [new_job(**url) for _ in range(5)]
+    for job in (new, half, unknown, known, lost):
+        await jobs.insert(job)
+    part = store_audio(now.jobs_dir, half.id) / f"{SOURCE_NAME}.part"
+    (now.jobs_dir / half.id / SOURCE_NAME).rename(part)
+    for job in (unknown, known):
+        store_audio(now.jobs_dir, job.id)
+    for job in (known, lost):
+        assert await jobs.fetched(job.id, SourceFile(name=None, size_bytes=5, sha256="1" * 64, duration_s=1.0))
+    queued = await recover(jobs, now)
+    assert [job.id for job in queued] == [new.id, half.id, unknown.id, known.id, lost.id]
+    assert [(now.jobs_dir / job.id / SOURCE_NAME).exists() for job in queued] == [False, False, False, True, False]
 
 
 async def test_a_cancel_that_was_asked_for_is_not_forgotten(tmp_path: Path, pool: Pool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gpu_daemon import clock
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
 from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
-from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, JobOptions, Task
+from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, JobOptions, SourceFile, Task
 from gpu_daemon.jobs.state import MOVES, TERMINAL, JobState, Stage
 from gpu_daemon.store import jobs as jobs_module
 from gpu_daemon.store.callbacks import CallbackStore, Try
@@ -70,6 +70,39 @@ async def test_what_goes_in_comes_out(store: JobStore) -> None:
     assert job.created_at.utcoffset() is not None
     assert list(job.metadata or {}) == ["b", "a", "big"]
     assert await store.get(job.id) == job
+
+
+async def test_a_fetched_file_is_noted_until_the_job_ends(store: JobStore, pool: Pool) -> None:
+    url = "https://example.org/a.wav?signature=secret#t=1?"
+    job, uploaded = new_job(source_url=url, file_size_bytes=None, file_sha256=None, duration_s=None), new_job()
+    for new in (job, uploaded):
+        await store.insert(new)
+    file = SourceFile(name="b.wav", size_bytes=7, sha256="7" * 64, duration_s=2.5)
+    assert not await store.fetched(uploaded.id, file)
+    assert await store.fetched(job.id, replace(file, name=None))
+    found = await store.get(job.id)
+    assert found is not None
+    assert (found.file_name, found.file_size_bytes, found.file_sha256, found.duration_s, found.source_url) == (
+        "talk.wav",
+        7,
+        "7" * 64,
+        2.5,
+        url,
+    )
+    assert "secret" not in repr(found)
+    claimed = await store.claim(job.id, 0)
+    assert claimed is not None
+    assert await store.fetched(job.id, file)
+    assert await store.fail(claimed[0], "fetch_failed", "x")
+    assert not await store.fetched(job.id, replace(file, name="c.wav"))
+    found = await store.get(job.id)
+    assert found is not None
+    assert (found.file_name, found.source_url) == ("b.wav", "https://example.org/a.wav")
+
+
+async def test_an_upload_without_its_hash_is_no_row(store: JobStore) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await store.insert(new_job(file_sha256=None))
 
 
 async def test_an_id_that_is_not_a_jobs(store: JobStore) -> None:
