@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
+from urllib.parse import unquote, urlsplit
 
+import click
 import typer
 from rich.console import Console
 
@@ -31,6 +33,19 @@ app = typer.Typer(
 Url = Annotated[str, typer.Option(help="The daemon's address.", envvar="GPU_DAEMON_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="Where the daemon wants one.", envvar="GPU_DAEMON_API_KEY")]
 LOCAL = "http://localhost:8000"
+
+
+def _source(said: str) -> Path | str:
+    """A file that is there, or a URL."""
+    if said.startswith(("http://", "https://")):
+        return said
+    path: Path = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path).convert(said, None, None)
+    return path
+
+
+def _shown(source: Path | str) -> str:
+    """The query of a URL is as good as a password."""
+    return str(source) if isinstance(source, Path) else source.partition("?")[0]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +73,10 @@ def serve() -> None:
 
 @app.command()
 def submit(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)],
+    sources: Annotated[
+        list[Any],
+        typer.Argument(parser=_source, metavar="FILE|URL...", help="The daemon fetches a URL.", show_default=False),
+    ],
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Annotated[str | None, typer.Option(help="One that `models` lists as ready.")] = None,
@@ -72,23 +90,23 @@ def submit(
 
     The exit status is 1 when a file was refused or a job did not complete.
     """
-    if output is not None and len(files) > 1 and not output.is_dir():
+    if output is not None and len(sources) > 1 and not output.is_dir():
         raise typer.BadParameter("several files need a directory that exists", param_hint="--output")
     with _daemon_at(url, api_key) as client, JobDisplay() as display:
-        jobs: dict[str, Path] = {}
-        for path in files:
-            job_id = _send(client, display, path, model, language, callback)
+        jobs: dict[str, Path | str] = {}
+        for source in sources:
+            job_id = _send(client, display, source, model, language, callback)
             if job_id is not None:
-                jobs[job_id] = path
+                jobs[job_id] = source
         if not (wait or format or output):
             display.close()
             print(*jobs, sep="\n", end="\n" if jobs else "")
-            raise typer.Exit(0 if len(jobs) == len(files) else 1)
+            raise typer.Exit(0 if len(jobs) == len(sources) else 1)
         completed = _follow(client, display, jobs)
         display.close()
         for job_id in completed:
             _hand_over(client.result(job_id, format or Format.TEXT), jobs[job_id], format or Format.TEXT, output)
-    raise typer.Exit(0 if len(completed) == len(files) else 1)
+    raise typer.Exit(0 if len(completed) == len(sources) else 1)
 
 
 @app.command()
@@ -125,16 +143,16 @@ def demo(
 def _send(
     client: WhisperClient,
     display: JobDisplay,
-    path: Path,
+    source: Path | str,
     model: str | None,
     language: str | None,
     callback_url: str | None,
 ) -> str | None:
-    """The job's id; None, and said why, when this file was refused."""
-    name = str(path)
+    """The job's id; None, and said why, when this one was refused."""
+    name = _shown(source)
     try:
         return client.submit(
-            path,
+            source,
             model=model,
             language=language,
             callback_url=callback_url,
@@ -149,21 +167,22 @@ def _send(
     return None
 
 
-def _follow(client: WhisperClient, display: JobDisplay, jobs: dict[str, Path]) -> list[str]:
+def _follow(client: WhisperClient, display: JobDisplay, jobs: dict[str, Path | str]) -> list[str]:
     """Wait for all; the ids of those that completed, in the order they were sent."""
     completed = set()
     for job in client.watch(*jobs):
-        display.job(str(jobs[job.job_id]), job)
+        display.job(_shown(jobs[job.job_id]), job)
         if job.status == "completed":
             completed.add(job.job_id)
     return [job_id for job_id in jobs if job_id in completed]
 
 
-def _hand_over(transcript: str, source: Path, format: Format, output: Path | None) -> None:
+def _hand_over(transcript: str, source: Path | str, format: Format, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(transcript if transcript.endswith("\n") else f"{transcript}\n")
     else:
-        name = source.with_suffix(SUFFIXES.get(format, f".{format.value}")).name
+        path = source if isinstance(source, Path) else Path(unquote(urlsplit(source).path).strip("/") or "audio")
+        name = path.with_suffix(SUFFIXES.get(format, f".{format.value}")).name
         (output / name if output.is_dir() else output).write_text(transcript, encoding="utf-8")
 
 

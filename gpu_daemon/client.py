@@ -93,7 +93,7 @@ class WhisperClient:
 
     def submit(
         self,
-        path: Path,
+        source: Path | str,
         *,
         model: str | None = None,
         language: str | None = None,
@@ -105,7 +105,8 @@ class WhisperClient:
     ) -> str:
         """The id of the job, which the daemon will not lose any more. `other_fields`: those of POST /transcribe.
 
-        `on_upload_progress` is told bytes sent and bytes in all. Raises OSError when the file cannot be read.
+        `source` is a file, or as text the http(s) address that the daemon fetches it from. `on_upload_progress` is told
+        bytes sent and bytes in all. Raises OSError when the file cannot be read.
         """
         named = {
             "model": model,
@@ -115,8 +116,12 @@ class WhisperClient:
             "metadata": None if metadata is None else json.dumps(metadata),
         }
         form = dict(other_fields or {}) | {name: str(value) for name, value in named.items() if value is not None}
-        with _Upload(path, on_upload_progress) as file:
-            answer = self._ask("POST", "/transcribe", files={"file": (path.name, file)}, data=form)
+        if isinstance(source, str):
+            parts = {name: (None, value) for name, value in (form | {"url": source}).items()}
+            answer = self._ask("POST", "/transcribe", files=parts)
+        else:
+            with _Upload(source, on_upload_progress) as file:
+                answer = self._ask("POST", "/transcribe", files={"file": (source.name, file)}, data=form)
         return str(_members(answer, "job_id")["job_id"])
 
     def job(self, job_id: str) -> JobView:

@@ -1,4 +1,4 @@
-"""Where the daemon goes when a client names the address. Rows 15 to 17 of the fault matrix in docs/architecture.md."""
+"""Where the daemon goes when a client names the address. Rows 15 to 17 of the fault matrix in docs/faults.md."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Audio by URL from servers that mean harm or are broken. Row 18 of the fault matrix in docs/architecture.md."""
+"""Audio by URL from servers that mean harm or are broken. Row 18 of the fault matrix in docs/faults.md."""
 
 import asyncio
 import gzip

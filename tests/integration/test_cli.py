@@ -13,7 +13,9 @@ import pytest
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.settings import Settings
 from tests.running import FAKE_ENGINE, ROOT, running_daemon
+from tests.serving import tone
 from tests.speech import conversation, write
+from tests.web import Site, answer
 
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
@@ -45,6 +47,20 @@ async def ended(process: asyncio.subprocess.Process, timeout_s: float = 60) -> E
 
 async def command(*arguments: str | Path, cwd: Path, **settings: str) -> Ended:
     return await ended(await start(*arguments, cwd=cwd, **settings))
+
+
+async def test_a_url_is_submitted_like_a_file(tmp_path: Path, database: ConnectionParameters, site: Site) -> None:
+    url = site.put("/calls/talk%201.wav", answer(body=tone()))
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, FETCH_ALLOWED_NETWORKS="loopback") as daemon:
+        said = await command(
+            "submit", f"{url}?signature=secret", "--output", tmp_path, cwd=tmp_path, GPU_DAEMON_URL=daemon.url
+        )
+        assert said.status == 0, said.stderr
+        assert "/calls/talk%201.wav" in said.stderr
+        assert "secret" not in said.stdout + said.stderr
+        assert (tmp_path / "talk 1.txt").read_text()
+    missing = await command("submit", "nothing.wav", cwd=tmp_path)
+    assert (missing.status, "'nothing.wav' does not exist" in " ".join(missing.stderr.split())) == (2, True)
 
 
 async def test_submit_and_models(tmp_path: Path, database: ConnectionParameters) -> None:

@@ -13,6 +13,7 @@ from gpu_daemon.client import NO_ANSWER, GpuDaemonClientError, JobView, WhisperC
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.receiver import Receiver, Reply
 from tests.running import FAKE_ENGINE, running_daemon
+from tests.web import Site, answer
 
 
 @pytest.fixture
@@ -43,6 +44,20 @@ async def refusal(base_url: str, use: Callable[[WhisperClient], object]) -> GpuD
 
 def void(_: object) -> None:
     """Of a lambda's value."""
+
+
+async def test_an_address_is_sent_in_place_of_a_file(
+    tmp_path: Path, tone: Path, database: ConnectionParameters, site: Site
+) -> None:
+    url = site.put("/talk.wav", answer(body=tone.read_bytes()))
+
+    def use(client: WhisperClient) -> None:
+        job = client.wait(client.submit(f"{url}?signature=secret", language="en", metadata={"order": 7}))
+        assert (job.status, job.json["file_name"], job.json["source_url"]) == ("completed", "talk.wav", url)
+        assert (job.json["language"], job.json["metadata"]) == ("en", {"order": 7})
+
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, FETCH_ALLOWED_NETWORKS="loopback") as daemon:
+        await in_thread(daemon.url, use)
 
 
 async def test_from_a_file_to_its_transcript(tmp_path: Path, tone: Path, database: ConnectionParameters) -> None:
