@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-import click
 import typer
 from rich.console import Console
 
@@ -39,7 +38,9 @@ def _source(said: str) -> Path | str:
     """A file that is there, or a URL."""
     if said.startswith(("http://", "https://")):
         return said
-    path: Path = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path).convert(said, None, None)
+    path = Path(said)
+    if not path.is_file():
+        raise typer.BadParameter(f"File '{said}' does not exist.")
     return path
 
 
