@@ -20,8 +20,11 @@ _SCHEMES = (
 )
 
 
-def _client(request: Request, _bearer: object = _SCHEMES[0], _header: object = _SCHEMES[1]) -> str | None:
-    """The client that the request's key names; None when no keys are configured. Raises Unauthorized."""
+async def _client(request: Request, _bearer: object = _SCHEMES[0], _header: object = _SCHEMES[1]) -> str | None:
+    """The client that the request's key names; None when no keys are configured. Raises Unauthorized.
+
+    Awaits nothing, but is no plain function: those are run in a thread.
+    """
     keys = context_of(request).settings.api_keys
     if not keys:
         return None

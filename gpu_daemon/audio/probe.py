@@ -6,14 +6,12 @@ frames. Only a WAV file that needs no decoding is known without it.
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from gpu_daemon.audio.allowed import MAX_STREAMS
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import first_frames
 from gpu_daemon.audio.wave import plain_samples
-from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import NotMedia, TooLarge, Unavailable
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.logs import log
@@ -79,7 +77,7 @@ async def examine(source: Path, timeout_s: float) -> AudioInfo:
     """Raises NotMedia, FfmpegTimeout."""
     if source.stat().st_size == 0:
         raise NotMedia("the file is empty", param="file")
-    if (n_samples := await blocking(partial(plain_samples, source))) is not None:
+    if (n_samples := plain_samples(source)) is not None:
         return plain_info(n_samples)
     finished = await run_ffmpeg(first_frames(source, PROBED_FRAMES), timeout_s=timeout_s)
     try:

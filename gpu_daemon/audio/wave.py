@@ -26,7 +26,7 @@ HEAD_WINDOWS = 22
 
 
 def plain_samples(source: Path) -> int | None:
-    """How many there are behind the header; None: not such a file. Blocks, for a moment."""
+    """How many there are behind the header; None: not such a file. Reads the header only."""
     with source.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         header = file.read(HEADER.size)

@@ -1,12 +1,13 @@
 """Brings the schema up to date: numbered SQL files, each applied once in a transaction of its own, under one lock."""
 
 import asyncio
+import contextlib
 import hashlib
 from pathlib import Path
 
 import asyncpg
 
-from gpu_daemon.database.pool import Connection, Pool
+from gpu_daemon.database.pool import AWAY, Connection, Pool
 from gpu_daemon.errors import StartupError
 from gpu_daemon.faultpoints import FaultPoint, reach
 
@@ -21,20 +22,28 @@ async def migrate(pool: Pool, directory: Path) -> list[str]:
     Raises StartupError when the database was migrated by a newer version, or a recorded file has been changed since.
     """
     files = await asyncio.to_thread(lambda: {path.stem: path.read_text() for path in sorted(directory.glob("*.sql"))})
-    # Session-level lock; a pooled connection is reset, and so unlocked, when it is given back.
     async with pool.acquire() as connection:
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK, timeout=LOCK_TIMEOUT_S)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS gpu_daemon_migrations ("
-            " name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        recorded = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT * FROM gpu_daemon_migrations")}
-        _check(files, recorded)
-        applied = [name for name in files if name not in recorded]
-        for name in applied:
-            await _apply(connection, name, files[name])
-            reach(FaultPoint.MIGRATED)
-        return applied
+        try:
+            return await _migrate(connection, files)
+        finally:
+            # The lock is the session's: one that cannot be asked any more has none.
+            with contextlib.suppress(*AWAY):
+                await connection.execute("SELECT pg_advisory_unlock($1)", MIGRATION_LOCK)
+
+
+async def _migrate(connection: Connection, files: dict[str, str]) -> list[str]:
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS gpu_daemon_migrations ("
+        " name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    recorded = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT * FROM gpu_daemon_migrations")}
+    _check(files, recorded)
+    applied = [name for name in files if name not in recorded]
+    for name in applied:
+        await _apply(connection, name, files[name])
+        reach(FaultPoint.MIGRATED)
+    return applied
 
 
 def _check(files: dict[str, str], recorded: dict[str, str]) -> None:

@@ -80,9 +80,17 @@ async def open_pool(parameters: ConnectionParameters) -> Pool:
     await (await connect(parameters)).close()
     # No least size: asyncpg would write a traceback into the log again and again while the database is away.
     pool: Pool = await asyncpg.create_pool(
-        **parameters.arguments(), min_size=0, max_size=MAX_CONNECTIONS, command_timeout=COMMAND_TIMEOUT_S
+        **parameters.arguments(),
+        min_size=0,
+        max_size=MAX_CONNECTIONS,
+        command_timeout=COMMAND_TIMEOUT_S,
+        reset=_nothing_to_reset,
     )
     return pool
+
+
+async def _nothing_to_reset(_: Connection) -> None:
+    """asyncpg ends an open transaction itself; as nobody changes the session, its further query is a waste."""
 
 
 async def answers(pool: Pool, timeout_s: float = 2.0) -> bool:

@@ -48,6 +48,8 @@ HAND_BACK_TIMEOUT_S = 5.0
 UNLOAD_TIMEOUT_S = 10.0
 OUT_OF_MEMORY = "gpu_oom"
 DISK_FULL_PAUSE_S = 20.0
+STAGE_STORED_AFTER_S = 1.0
+"""One that is over sooner is not worth a commit."""
 
 STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
     Stage.PREPARING: (0, 5),
@@ -430,8 +432,15 @@ class Worker:
         current.live = replace(current.live, stage=stage, progress=progress, stage_since_s=since_s)
         self._publish(current)
         if changed_stage:
-            # The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway.
-            self._recorder.in_background(self._jobs.progress(current.claim, stage, progress))
+            self._recorder.in_background(self._store_stage(current))
+
+    async def _store_stage(self, current: _Current) -> bool:
+        """The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway."""
+        live = current.live
+        await asyncio.sleep(STAGE_STORED_AFTER_S)
+        if current is not self._current or current.live.stage is not live.stage:
+            return False
+        return await self._jobs.progress(current.claim, live.stage, live.progress)
 
     def _move(self, phase: WorkerState) -> None:
         self._phase = phase

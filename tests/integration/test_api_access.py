@@ -7,13 +7,13 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 
-from gpu_daemon.api import health, jobs, operations, services, submit
+from gpu_daemon.api import callbacks, health, jobs, operations, services, submit
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.serving import served_daemon, tone
 
 OPEN = {"/health", "/health/live", "/health/ready"}
 ANNA, BORIS = "key-of-anna-0123456789", "ключ-бориса-0123456789"
-ROUTERS = (submit.router, jobs.router, services.router, health.router, operations.router)
+ROUTERS = (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router)
 
 
 def bearer(key: str) -> dict[bytes, bytes]:
@@ -34,7 +34,7 @@ async def test_with_keys_each_client_sees_its_own(
             {b"X-API-Key": ANNA[:-1].encode()},
         ]
         routes = [
-            (method, route.path.format(job_id="7f9c24e8-3b1a-4f6d-9d3e-0123456789ab", name="demo"))
+            (method, route.path.format(job_id="7f9c24e8-3b1a-4f6d-9d3e-0123456789ab", name="demo", index=0))
             for router in ROUTERS
             for route in router.routes
             if isinstance(route, APIRoute)

@@ -227,8 +227,8 @@ async def test_the_rocm_services_status_and_the_queue(served: ServedDaemon) -> N
     assert (idle.busy, idle.stage, idle.job_id) == (False, "idle", None)
     assert await served.json("/queue") == {"status": "idle", "queued": [], "running": []}
     running = await served.submit(prompt=HOLD, name="long.wav")
-    low, high = await served.submit(priority="-1"), await served.submit(priority="1")
     await served.until(running, lambda job: job["stage"] == "transcribing")
+    low, high = await served.submit(priority="-1"), await served.submit(priority="1")
     now = RunningJob.model_validate(await served.json("/status"))
     assert (now.busy, now.job_id, now.filename, now.stage) == (True, running, "long.wav", "transcribing")
     assert now.elapsed_seconds is not None
