@@ -163,6 +163,11 @@ class Histories(RuleBasedStateMachine):
         if model is None or model.state is not JobState.QUEUED:
             assert self.do(self.store.claim(job_id, 1)) is None
 
+    def _live(self, claim: Claim | None, owner: bool) -> Claim | None:
+        """One that may still write, if there is one and `owner` asks for it: drawn blindly, most are too late."""
+        live = [model.claim for model in self.models.values() if model.claim is not None]
+        return live[-1] if owner and live else claim
+
     def _owner(self, claim: Claim | None) -> Model | None:
         """The job that this claim may write to."""
         model = None if claim is None else self.models.get(claim.job_id)
@@ -190,8 +195,9 @@ class Histories(RuleBasedStateMachine):
         if model is not None:
             model.end(how)
 
-    @rule(claim=claims, charge=st.booleans())
-    def requeue(self, claim: Claim | None, charge: bool) -> None:
+    @rule(claim=claims, charge=st.booleans(), owner=st.booleans())
+    def requeue(self, claim: Claim | None, charge: bool, owner: bool) -> None:
+        claim = self._live(claim, owner)
         if claim is None:
             return
         model = self._owner(claim)
