@@ -10,6 +10,7 @@ GpuDaemonError
 │   └── Unauthorized
 ├── Unavailable               try again later; `retry_after_s` says when
 │   ├── DiskFull
+│   ├── RateLimited           too many requests of this client
 │   └── OutcomeUnknown        the database went away while it was writing: what was asked may have happened
 ├── JobError                  ends one job as `failed`; never an HTTP answer
 │   ├── JobCancelled          a stop that was asked for
@@ -74,6 +75,10 @@ class Unavailable(GpuDaemonError):
 
 class DiskFull(Unavailable):
     code = "disk_full"
+
+
+class RateLimited(Unavailable):
+    code = "rate_limited"
 
 
 class OutcomeUnknown(Unavailable):

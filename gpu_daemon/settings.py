@@ -73,6 +73,9 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_separated)] = ()
 
+    rate_limit_per_minute: int = Field(0, ge=0)
+    """Submissions of one client; 0: any number."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "pretty"] = "auto"
 

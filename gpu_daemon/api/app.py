@@ -7,6 +7,7 @@ from gpu_daemon.api import callbacks, documents, errors, health, jobs, operation
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
+from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.errors import InvalidRequest, SettingsError
 from gpu_daemon.jobs.languages import language_code
 
@@ -26,6 +27,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.intake = Intake(context)
+    app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
     for router in (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router):
         app.include_router(router)
     document = documents.openapi(app)

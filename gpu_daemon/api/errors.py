@@ -17,6 +17,7 @@ from gpu_daemon.errors import (
     InvalidRequest,
     NotFound,
     NotMedia,
+    RateLimited,
     TooLarge,
     TooSlow,
     Unauthorized,
@@ -35,6 +36,7 @@ STATUSES: Mapping[type[GpuDaemonError], int] = {
     NotMedia: 415,
     Unavailable: 503,
     DiskFull: 507,
+    RateLimited: 429,
 }
 JOB_STATUSES = {
     "url_blocked": 400,
@@ -54,6 +56,7 @@ MEANINGS = {
     409: "the job is not in a state for this",
     413: "too many bytes, or too many seconds of audio",
     415: "not audio or video that can be decoded",
+    429: "too many submissions in a minute; `Retry-After` says when to come back",
     500: "a mistake of the daemon's",
     503: "starting, draining, stopping, or the queue is full; `Retry-After` says when to come back",
     507: "too little disk space; `Retry-After` says when to come back",

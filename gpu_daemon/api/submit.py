@@ -13,6 +13,7 @@ from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import answer_of_failed, documented
 from gpu_daemon.api.intake import Intake
+from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -32,13 +33,15 @@ MB = 1024 * 1024
     response_model=Accepted,
     responses={
         200: {"model": Result, "description": "with `wait=true` or `Prefer: wait=N`: the result"},
-        **documented(400, 401, 408, 409, 413, 415, 500, 503, 507),
+        **documented(400, 401, 408, 409, 413, 415, 429, 500, 503, 507),
     },
     openapi_extra=TRANSCRIBE_BODY,
 )
 async def transcribe(request: Request, client: Client) -> Response:
     """Answered once the job is durable: file and row survive a crash. Poll `status_url`, or give a `callback_url`."""
     context = context_of(request)
+    rate_limit: RateLimit = request.app.state.rate_limit
+    rate_limit.check(request, client)
     length = request.headers.get("content-length", "")
     context.scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
     intake: Intake = request.app.state.intake

@@ -295,6 +295,28 @@ async def test_several_at_once(served: ServedDaemon) -> None:
     assert served.directories() == []
 
 
+async def test_too_many_submissions_in_a_minute_are_refused_before_the_body(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("first-key-of-a-test", "second-key-of-a-test")
+    async with served_daemon(tmp_path, database, monkeypatch, api_keys=keys, rate_limit_per_minute=2) as served:
+        served.client.headers["X-API-Key"] = keys[0]
+        for status in (202, 202, 429):
+            response = await served.post()
+            assert response.status_code == status
+        assert 0 < int(response.headers["retry-after"]) <= 60
+        assert (error_of(response)["type"], error_of(response)["code"]) == ("rate_limit_error", "rate_limited")
+        assert (await served.client.get("/jobs")).status_code == 200
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
+        head = f"POST /transcribe HTTP/1.1\r\nHost: x\r\nX-API-Key: {keys[0]}\r\nContent-Length: 1000000\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 429")
+        writer.close()
+        served.client.headers["X-API-Key"] = keys[1]
+        assert (await served.post()).status_code == 202
+
+
 # Idempotency-Key.
 
 
