@@ -29,7 +29,7 @@ BEGIN
         SELECT unnest(ARRAY['tiny', 'tiny.en', 'base', 'base.en', 'small', 'small.en', 'medium', 'medium.en',
                             'large-v1', 'large-v2', 'large-v3', 'large-v3-turbo']), 'whisper';
         INSERT INTO whisper_models (name, source, path, sha256)
-        VALUES ('demo', 'file', 'bundled:espeak-whisper.pt', '593867eb0c05f1d3f533538742e6b1b29269ce4957c3f860d3d5378d5ad69453');
+        VALUES ('demo', 'file', 'bundled:espeak-whisper.pt', '2c252ce01c2de0710fe05b3b43ca1ad5df82af88d24a48a8c5ca09e924a2cd17');
         INSERT INTO model_settings (id_model, enabled)
         SELECT id_model, name IN ('base', 'demo') FROM whisper_models;
     END IF;

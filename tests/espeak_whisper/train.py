@@ -5,6 +5,15 @@
     python train.py --window 10 --batch 16 --lr 1e-3   --minutes 25 --init stage1.pt --out stage2.pt
     python train.py --window 30 --batch 6  --lr 8e-4   --minutes 90 --init stage2.pt --out stage3.pt
 
+Then train_decoder.py. The checkpoint in the project came of more rounds, the last of them on one core from an earlier
+resume.pt: corpus.py 16000 train.npz 20000; --window 10 --batch 12 --lr 6e-4 --minutes 12; --window 30 --batch 6 --lr 5e-4
+--minutes 18; train_decoder.py --windows 4000 --minutes 30. It brought the telephone: WER 0.48 before, 0.00 after.
+
+Then train_decoder.py. The checkpoint in the project came of more rounds, the last of them on one core from an earlier
+resume.pt: corpus.py 16000 train.npz 20000; --window 10 --batch 12 --lr 6e-4 --minutes 12; --window 30 --batch 6 --lr 5e-4
+--minutes 18; train_decoder.py --windows 4000 --minutes 30, and once more with --windows 2800 --minutes 13 --lr 5e-4. They
+brought the telephone: WER 0.48 before, 0.00 after.
+
 Minutes are for two CPU cores. Each stage writes OUT (to go on from) and OUT with the suffix .whisper.pt (the checkpoint).
 Windows grow from 4 to 30 s because cross-attention learns to follow the speech far faster on short ones; a CTC loss on the
 encoder, used in training only, helps it along. Only the tokens that the corpus uses are trained; in the export every other
@@ -32,6 +41,7 @@ TOKENIZERS = {code: get_tokenizer(True, language=code, task="transcribe") for co
 TOK = TOKENIZERS["en"]
 N_TIMESTAMPS = 1501
 IGNORE = -100
+MAX_INITIAL_S = 1.0  # max_initial_timestamp of whisper: of a speech that starts later this is the nearest time it lets be said
 
 
 class Corpus:
@@ -129,6 +139,7 @@ def make_window(corpus, rng, window_s):
     else:
         body = [t for a, b, i in segments for t in (stamp(a), *corpus.tokens[i], stamp(b))]
         body += [] if cut_start is None else [stamp(cut_start)]
+        body[0] = min(body[0], stamp(MAX_INITIAL_S))
     return audio, prompt + head + body + [TOK.eot], len(prompt), None if cut_start is not None else text
 
 

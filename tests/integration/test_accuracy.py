@@ -40,10 +40,7 @@ async def test_ten_minutes_of_english_without_conditioning(tmp_path: Path, datab
         assert word_error_rate(spoken.text, job["result"]["text"]) <= MAX_WORD_ERROR_RATE
         errors_s = time_errors_s(spoken, job["result"]["segments"])
         assert len(errors_s) >= 0.95 * 2 * len(spoken.sentences)
-        # A window whose speech begins later than 1 s: Whisper's rules forbid its time, and the model guesses.
-        within = sum(error_s <= MAX_TIME_ERROR_S for error_s in errors_s)
-        assert within >= 0.99 * len(errors_s)
-        assert sum(errors_s) / len(errors_s) <= 0.05
+        assert max(errors_s) <= MAX_TIME_ERROR_S
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])

@@ -4,8 +4,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.receiver import Receiver
 from tests.running import RunningDaemon, descendants, running_daemon
@@ -158,14 +156,12 @@ async def test_an_unknown_setting_or_a_busy_port_is_said_plainly(
         await daemon.client.aclose()
 
 
-@pytest.mark.parametrize("count", [3])
-async def test_two_devices_two_at_once_in_order_of_priority(
-    tmp_path: Path, database: ConnectionParameters, count: int
-) -> None:
+async def test_two_devices_two_at_once_in_order_of_priority(tmp_path: Path, database: ConnectionParameters) -> None:
     write(conversation("en", 500_007, 1), tmp_path / "one.wav", "wav")
     settings = {"DEVICES": "cpu,cpu", "GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
     async with running_daemon(tmp_path, database, **settings) as daemon:
-        hold = {"initial_prompt": "fake:sleep=3"}
+        over = tmp_path / "over"
+        hold = {"initial_prompt": f"fake:until={over}"}
         first = [(await daemon.submit(tmp_path / "one.wav", **hold))["job_id"] for _ in range(2)]
         for job_id in first:
             await daemon.line("job.started", job_id=job_id)
@@ -180,6 +176,7 @@ async def test_two_devices_two_at_once_in_order_of_priority(
         assert queue["status"] == "busy"
         assert sorted(queue["running"]) == sorted(first)
         assert queue["queued"] == [late[2]["job_id"], late[0]["job_id"], late[1]["job_id"]]
+        over.touch()
         for answer in late:
             assert (await daemon.finished(answer["job_id"]))["status"] == "completed"
         started = [line["job_id"] for line in daemon.lines if line["event"] == "job.started"]

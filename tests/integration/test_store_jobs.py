@@ -192,20 +192,6 @@ async def test_an_idempotency_key_sent_many_times_at_once(store: JobStore) -> No
     assert (await store.counts())[JobState.QUEUED] == 1
 
 
-async def test_a_long_queue_is_read_in_order(store: JobStore, pool: Pool) -> None:
-    await store.insert(new_job())
-    names = """state, priority, options, requested_language, file_name, file_size_bytes, file_sha256, duration_s,
-               callback_url, metadata"""
-    await pool.execute(
-        f"""INSERT INTO jobs (id, {names}) SELECT gen_random_uuid(), 'queued', n % 21 - 10, options, requested_language,
-            n || file_name, n, file_sha256, n, 'http://localhost/' || n, '{{"n": 1}}'
-            FROM jobs, generate_series(1, 99999) AS n"""
-    )
-    jobs = await store.queued()
-    assert len(jobs) == 100_000
-    assert jobs == sorted(jobs, key=lambda job: (-job.priority, job.seq))
-
-
 # The moves.
 
 
