@@ -1,6 +1,5 @@
 """The main job, end to end: a real daemon, PostgreSQL, ffmpeg, and the real runner with the demo checkpoint."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -160,26 +159,28 @@ async def test_two_devices_two_at_once_in_order_of_priority(tmp_path: Path, data
     write(conversation("en", 500_007, 1), tmp_path / "one.wav", "wav")
     settings = {"DEVICES": "cpu,cpu", "GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
     async with running_daemon(tmp_path, database, **settings) as daemon:
-        over = tmp_path / "over"
-        hold = {"initial_prompt": f"fake:until={over}"}
-        first = [(await daemon.submit(tmp_path / "one.wav", **hold))["job_id"] for _ in range(2)]
-        for job_id in first:
+
+        async def held(name: str, priority: str = "0") -> dict[str, Any]:
+            """A job that goes on until its file exists: so each device is freed on its own, and in a known order."""
+            hold = {"priority": priority, "initial_prompt": f"fake:until={tmp_path / name}"}
+            return await daemon.submit(tmp_path / "one.wav", **hold)
+
+        first, second = [(await held(name))["job_id"] for name in ("first", "second")]
+        for job_id in (first, second):
             await daemon.line("job.started", job_id=job_id)
-        late = [
-            (await daemon.submit(tmp_path / "one.wav", priority=priority, initial_prompt="fake:sleep=0.1"))
-            for priority in ("0", "-3", "5")
-        ]
-        assert late[0]["queue_position"] == 0
-        assert late[1]["queue_position"] == 1
-        assert late[2]["queue_position"] == 0
+        middle, low, high = await held("middle"), await held("low", "-3"), await held("high", "5")
+        assert [answer["queue_position"] for answer in (middle, low, high)] == [0, 1, 0]
         queue = await daemon.json("/queue")
         assert queue["status"] == "busy"
-        assert sorted(queue["running"]) == sorted(first)
-        assert queue["queued"] == [late[2]["job_id"], late[0]["job_id"], late[1]["job_id"]]
-        over.touch()
-        for answer in late:
-            assert (await daemon.finished(answer["job_id"]))["status"] == "completed"
-        started = [line["job_id"] for line in daemon.lines if line["event"] == "job.started"]
-        assert started[2:] == [late[2]["job_id"], late[0]["job_id"], late[1]["job_id"]]
-        await asyncio.gather(*(daemon.finished(job_id) for job_id in first))
+        assert sorted(queue["running"]) == sorted([first, second])
+        order = [high["job_id"], middle["job_id"], low["job_id"]]
+        assert queue["queued"] == order
+        for number, name in enumerate(("first", "second", "high")):
+            (tmp_path / name).touch()
+            await daemon.line("job.started", job_id=order[number])
+            assert (await daemon.json("/queue"))["queued"] == order[number + 1 :]
+        for name in ("middle", "low"):
+            (tmp_path / name).touch()
+        for job_id in (first, second, *order):
+            assert (await daemon.finished(job_id))["status"] == "completed"
         assert await daemon.json("/queue") == {"status": "idle", "queued": [], "running": []}
