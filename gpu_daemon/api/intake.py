@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +31,11 @@ JSON_TYPE = "application/json"
 PROBES_AT_ONCE = 4
 MAX_KEY_CHARACTERS = 255
 
+Fields = Mapping[str, Sequence[str]]
+Translation = Callable[[Fields], Fields]
+"""Of the fields of another API to those of POST /transcribe. It may be given those alone that came before the file; it
+raises InvalidRequest."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
@@ -51,15 +56,16 @@ class Intake:
         )
         self._probing = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def accept(self, request: Request, client: str | None) -> Taken:
+    async def accept(self, request: Request, client: str | None, translate: Translation | None = None) -> Taken:
         """When this returns the job is durable. Raises InvalidRequest and its like, Unavailable, ClientDisconnect."""
         key = _idempotency_key(request)
         job_id = JobId(str(uuid.uuid4()))
         source = self._jobs_dir / job_id / SOURCE_NAME
         try:
-            upload = await self._received(request, source)
+            upload = await self._received(request, source, translate)
             reach(FaultPoint.FILE_WRITTEN)
-            submission = self._checked(upload.fields)
+            fields = upload.fields if translate is None else translate(upload.fields)
+            submission = self._checked(fields)
             file_name, duration_s = upload.file_name, None
             if file_name is not None:
                 _check_alone(submission.url)
@@ -89,7 +95,7 @@ class Intake:
             callback_url=submission.callback_url,
             metadata=submission.metadata,
         )
-        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(upload.fields, upload.sha256 or ""))
+        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(fields, upload.sha256 or ""))
         try:
             job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
         except OutcomeUnknown:
@@ -101,11 +107,15 @@ class Intake:
             await remove_files(self._jobs_dir, job_id)
         return Taken(submission=submission, job=job, replayed=job.id != job_id)
 
-    async def _received(self, request: Request, source: Path) -> Upload:
+    async def _received(self, request: Request, source: Path, translate: Translation | None) -> Upload:
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
             return await receive_json(request.receive, self._limits)
-        return await receive_upload(request.receive, content_type, source, self._limits, on_file=self._check_early)
+
+        def check(fields: Fields) -> None:
+            self._check_early(fields if translate is None else translate(fields))
+
+        return await receive_upload(request.receive, content_type, source, self._limits, on_file=check)
 
     async def _examined(self, source: Path) -> float | None:
         """Seconds, if the container says. Raises NotMedia, TooLarge."""
@@ -114,7 +124,7 @@ class Intake:
         check_duration(info, self._max_duration_s)
         return info.duration_s
 
-    def _checked(self, fields: Mapping[str, Sequence[str]]) -> Submission:
+    def _checked(self, fields: Fields) -> Submission:
         catalogue, settings = self._context.catalogue, self._context.settings
         submission = parse_fields(
             fields,
@@ -127,7 +137,7 @@ class Intake:
         check_model_knows(submission.options, official=status is not None and status.source == "whisper")
         return submission
 
-    def _check_early(self, fields: Mapping[str, Sequence[str]]) -> None:
+    def _check_early(self, fields: Fields) -> None:
         """The fields that came before the file: what they get wrong need not wait for gigabytes."""
         settings = self._context.settings
         submission = parse_fields(fields, default_model=lambda: "", default_language=settings.default_language)
@@ -170,7 +180,7 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _fingerprint(fields: Mapping[str, Sequence[str]], file_sha256: str) -> str:
+def _fingerprint(fields: Fields, file_sha256: str) -> str:
     """Of what was asked for: the boundaries of a form differ from try to try, and the order of its fields may."""
     asked = json.dumps([file_sha256, sorted((name, list(values)) for name, values in fields.items())])
     return hashlib.sha256(asked.encode()).hexdigest()

@@ -12,7 +12,7 @@ from gpu_daemon.api.access import Client
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import answer_of_failed, documented
-from gpu_daemon.api.intake import Intake
+from gpu_daemon.api.intake import Intake, Taken, Translation
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
@@ -40,14 +40,8 @@ MB = 1024 * 1024
 async def transcribe(request: Request, client: Client) -> Response:
     """Answered once the job is durable: file and row survive a crash. Poll `status_url`, or give a `callback_url`."""
     context = context_of(request)
-    rate_limit: RateLimit = request.app.state.rate_limit
-    rate_limit.check(request, client)
-    length = request.headers.get("content-length", "")
-    context.scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
-    intake: Intake = request.app.state.intake
-    taken = await intake.accept(request, client)
+    taken = await take(request, client)
     job = taken.job
-    reach(FaultPoint.ANSWERING)
     headers = {"Location": f"/jobs/{job.id}", "x-job-id": job.id}
     wait_s = _preferred_wait_s(request)
     if wait_s is not None:
@@ -60,6 +54,21 @@ async def transcribe(request: Request, client: Client) -> Response:
     answer = await _result(context, job) if waits and job.state in TERMINAL else _accepted(context, job)
     answer.headers.update(headers)
     return answer
+
+
+async def take(request: Request, client: str | None, translate: Translation | None = None) -> Taken:
+    """A submission in the words of this API, or in those of another with their translation; durable when it returns.
+
+    Raises what refuses it, and ClientDisconnect.
+    """
+    rate_limit: RateLimit = request.app.state.rate_limit
+    rate_limit.check(request, client)
+    length = request.headers.get("content-length", "")
+    context_of(request).scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
+    intake: Intake = request.app.state.intake
+    taken = await intake.accept(request, client, translate)
+    reach(FaultPoint.ANSWERING)
+    return taken
 
 
 def _preferred_wait_s(request: Request) -> float | None:
