@@ -32,9 +32,10 @@ PROBES_AT_ONCE = 4
 MAX_KEY_CHARACTERS = 255
 
 Fields = Mapping[str, Sequence[str]]
-Translation = Callable[[Fields], Fields]
-"""Of the fields of another API to those of POST /transcribe. It may be given those alone that came before the file; it
-raises InvalidRequest."""
+Translation = Callable[[Fields, bool], Fields]
+"""Of the fields of another API to those of POST /transcribe; False: these are only those that came before the file.
+
+Raises InvalidRequest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +65,7 @@ class Intake:
         try:
             upload = await self._received(request, source, translate)
             reach(FaultPoint.FILE_WRITTEN)
-            fields = upload.fields if translate is None else translate(upload.fields)
+            fields = upload.fields if translate is None else translate(upload.fields, True)
             submission = self._checked(fields)
             file_name, duration_s = upload.file_name, None
             if file_name is not None:
@@ -113,7 +114,7 @@ class Intake:
             return await receive_json(request.receive, self._limits)
 
         def check(fields: Fields) -> None:
-            self._check_early(fields if translate is None else translate(fields))
+            self._check_early(fields if translate is None else translate(fields, False))
 
         return await receive_upload(request.receive, content_type, source, self._limits, on_file=check)
 
