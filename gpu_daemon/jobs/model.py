@@ -23,6 +23,13 @@ class Task(StrEnum):
     TRANSLATE = "translate"
 
 
+class Mode(StrEnum):
+    ACCURATE = "accurate"
+    """What whisper.transcribe gives: each window from where the one before ended, and prompted with its text."""
+    FAST = "fast"
+    """Pieces between pauses, all at once, each on its own."""
+
+
 class JobOptions(BaseModel):
     """What the client wants done, checked; stored with the job and sent to the runner."""
 
@@ -40,6 +47,9 @@ class JobOptions(BaseModel):
     """None: greedy."""
     condition_on_previous_text: bool = True
     trim_silence: bool = True
+    mode: Mode = Mode.ACCURATE
+    vad_filter: bool = False
+    """Decode speech only; fast mode always does."""
 
 
 @dataclass(frozen=True, slots=True)
