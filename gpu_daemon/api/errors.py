@@ -1,6 +1,7 @@
 """Every error leaves in one envelope. The only place that knows which of our errors is which HTTP status."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -73,45 +74,77 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
 
 
-def envelope(
-    status: int, message: str, *, code: str | None, param: str | None = None, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
-    return JSONResponse(Error(error=detail).model_dump(), status, headers=headers)
+class JobFailed(Exception):
+    """To a client that waited for the result."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.error_message)
+        self.job = job
 
 
-def answer(error: GpuDaemonError) -> JSONResponse:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """An error as HTTP has it, before it is put in the words of any one API."""
+
+    status: int
+    message: str
+    code: str | None
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        return TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def enveloped(self) -> JSONResponse:
+        detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
+        return JSONResponse(Error(error=detail).model_dump(), self.status, headers=self.headers)
+
+
+INTERNAL = Refusal(
+    status=500, message="the daemon made a mistake; its log says more about this request's id", code="internal_error"
+)
+
+
+def refusal(error: Exception) -> Refusal:
+    """Of a GpuDaemonError, a JobFailed or what FastAPI says of a parameter."""
+    if isinstance(error, JobFailed):
+        return _of_failed(error.job)
+    if isinstance(error, RequestValidationError):  # FastAPI's 422 is the contract's 400
+        first = error.errors()[0]
+        param = str(first["loc"][-1]) if first["loc"] else None
+        return Refusal(status=400, message=f"{param}: {first['msg']}", code="invalid_value", param=param)
+    assert isinstance(error, GpuDaemonError)
     status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
     if status == 500:
         log.error("request.failed", error=repr(error), exc_info=error)
-        return internal_error()
+        return INTERNAL
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return envelope(status, error.message, code=error.code, param=error.param, headers=headers)
+    return Refusal(status=status, message=error.message, code=error.code, param=error.param, headers=headers)
 
 
-def answer_of_failed(job: Job) -> JSONResponse:
-    """To a client that waited for the result."""
+def _of_failed(job: Job) -> Refusal:
     status = JOB_STATUSES.get(job.error_code or "", 500)
     message = job.error_message or f"the job was {job.state.value}"
     source = "file" if job.source_url is None else "url"
-    return envelope(status, message, code=job.error_code, param=source if status in (400, 413, 415) else None)
+    return Refusal(
+        status=status, message=message, code=job.error_code, param=source if status in (400, 413, 415) else None
+    )
 
 
 def internal_error() -> JSONResponse:
-    return envelope(500, "the daemon made a mistake; its log says more about this request's id", code="internal_error")
+    return INTERNAL.enveloped()
 
 
 def install(app: FastAPI, document: Mapping[str, Any]) -> None:
     """`document`: OpenAPI's, which knows every method of a path; the router's own answer names those of one route."""
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, GpuDaemonError)
-        return answer(error)
+        return refusal(error).enveloped()
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -119,18 +152,11 @@ def install(app: FastAPI, document: Mapping[str, Any]) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405 and (allowed := _methods(document, request.url.path)):
             headers["Allow"] = ", ".join(sorted(allowed))
-        return envelope(error.status_code, message, code=code, headers=headers)
+        return Refusal(status=error.status_code, message=message, code=code, headers=headers).enveloped()
 
-    async def validation(_: Request, error: Exception) -> JSONResponse:
-        """FastAPI's 422 is the contract's 400."""
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = str(first["loc"][-1]) if first["loc"] else None
-        return envelope(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
-
-    app.add_exception_handler(GpuDaemonError, ours)
+    for kind in (GpuDaemonError, JobFailed, RequestValidationError):
+        app.add_exception_handler(kind, ours)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, validation)
 
 
 def _methods(document: Mapping[str, Any], path: str) -> set[str]:

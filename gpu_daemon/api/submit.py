@@ -11,7 +11,7 @@ from starlette.types import Receive
 from gpu_daemon.api.access import Client
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
-from gpu_daemon.api.errors import answer_of_failed, documented
+from gpu_daemon.api.errors import JobFailed, documented, refusal
 from gpu_daemon.api.intake import Intake, Taken, Translation
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
@@ -50,7 +50,7 @@ async def transcribe(request: Request, client: Client) -> Response:
         headers["Idempotent-Replayed"] = "true"
     waits = taken.submission.wait or wait_s is not None
     if waits:
-        job = await _ended(context, request.receive, job, MAX_WAIT_S if wait_s is None else wait_s)
+        job = await ended(context, request.receive, job, MAX_WAIT_S if wait_s is None else wait_s)
     answer = await _result(context, job) if waits and job.state in TERMINAL else _accepted(context, job)
     answer.headers.update(headers)
     return answer
@@ -77,7 +77,7 @@ def _preferred_wait_s(request: Request) -> float | None:
     return None if found is None else min(MAX_WAIT_S, float(found[1]))
 
 
-async def _ended(context: Context, receive: Receive, job: Job, timeout_s: float) -> Job:
+async def ended(context: Context, receive: Receive, job: Job, timeout_s: float) -> Job:
     """The job when it has ended or the time is over. Raises ClientDisconnect; the job goes on then."""
     waiting = asyncio.create_task(context.scheduler.wait(job.id, timeout_s))
     gone = asyncio.create_task(_gone(receive))
@@ -98,7 +98,7 @@ async def _gone(receive: Receive) -> None:
 
 async def _result(context: Context, job: Job) -> Response:
     if job.state is not JobState.COMPLETED:
-        return answer_of_failed(job)
+        return refusal(JobFailed(job)).enveloped()
     return Response(await context.jobs.result(job.id), media_type="application/json")
 
 
