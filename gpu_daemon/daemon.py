@@ -116,6 +116,7 @@ class Daemon:
                 started_at=clock.now(),
             )
         )
+        self._parts.push_async_callback(app.state.attendance.stop)
         await self._serve_http(
             uvicorn.Config(
                 app,

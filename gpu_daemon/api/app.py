@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from gpu_daemon import __version__
 from gpu_daemon.api import callbacks, documents, errors, health, jobs, operations, pages, services, submit
+from gpu_daemon.api.attendance import Attendance
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
@@ -27,6 +28,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.intake = Intake(context)
+    app.state.attendance = Attendance(context)
     app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
     for router in (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router):
         app.include_router(router)

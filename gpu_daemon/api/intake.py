@@ -43,7 +43,7 @@ class Taken:
     submission: Submission
     job: Job
     replayed: bool
-    """The client's Idempotency-Key had made this job before."""
+    """The client had made this job before."""
 
 
 class Intake:
@@ -57,8 +57,13 @@ class Intake:
         )
         self._probing = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def accept(self, request: Request, client: str | None, translate: Translation | None = None) -> Taken:
-        """When this returns the job is durable. Raises InvalidRequest and its like, Unavailable, ClientDisconnect."""
+    async def accept(
+        self, request: Request, client: str | None, translate: Translation | None = None, *, rejoin: bool = False
+    ) -> Taken:
+        """When this returns the job is durable. Raises InvalidRequest and its like, Unavailable, ClientDisconnect.
+
+        `rejoin`: a job that the client has made of the same before is the answer, if it has only just ended or not yet.
+        """
         key = _idempotency_key(request)
         job_id = JobId(str(uuid.uuid4()))
         source = self._jobs_dir / job_id / SOURCE_NAME
@@ -98,7 +103,9 @@ class Intake:
         )
         idempotency = None if key is None else IdempotencyKey(key, _fingerprint(fields, upload.sha256 or ""))
         try:
-            job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
+            job = await self._context.jobs.alike(new) if rejoin else None
+            if job is None:
+                job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
         except OutcomeUnknown:
             raise  # the row may have been committed, here as when we are cancelled: the files stay until that is known
         except Exception:

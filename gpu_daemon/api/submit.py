@@ -1,18 +1,16 @@
 """POST /transcribe."""
 
-import asyncio
 import re
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive
 
 from gpu_daemon.api.access import Client
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import JobFailed, documented, refusal
 from gpu_daemon.api.intake import Intake, Taken, Translation
+from gpu_daemon.api.line import ended
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
@@ -56,17 +54,19 @@ async def transcribe(request: Request, client: Client) -> Response:
     return answer
 
 
-async def take(request: Request, client: str | None, translate: Translation | None = None) -> Taken:
+async def take(
+    request: Request, client: str | None, translate: Translation | None = None, *, rejoin: bool = False
+) -> Taken:
     """A submission in the words of this API, or in those of another with their translation; durable when it returns.
 
-    Raises what refuses it, and ClientDisconnect.
+    `rejoin`: the client says that it has sent it before. Raises what refuses it, and ClientDisconnect.
     """
     rate_limit: RateLimit = request.app.state.rate_limit
     rate_limit.check(request, client)
     length = request.headers.get("content-length", "")
     context_of(request).scheduler.admit(size_bytes=int(length) if length.isdecimal() else None)
     intake: Intake = request.app.state.intake
-    taken = await intake.accept(request, client, translate)
+    taken = await intake.accept(request, client, translate, rejoin=rejoin)
     reach(FaultPoint.ANSWERING)
     return taken
 
@@ -75,25 +75,6 @@ def _preferred_wait_s(request: Request) -> float | None:
     """RFC 7240: `Prefer: wait=10`; what cannot be read is ignored."""
     found = PREFERRED_WAIT.search(request.headers.get("prefer", ""))
     return None if found is None else min(MAX_WAIT_S, float(found[1]))
-
-
-async def ended(context: Context, receive: Receive, job: Job, timeout_s: float) -> Job:
-    """The job when it has ended or the time is over. Raises ClientDisconnect; the job goes on then."""
-    waiting = asyncio.create_task(context.scheduler.wait(job.id, timeout_s))
-    gone = asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-        gone.cancel()
-    if not waiting.done() or waiting.cancelled():
-        raise ClientDisconnect
-    return waiting.result()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _result(context: Context, job: Job) -> Response:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Collection
+from datetime import timedelta
 from typing import TypeAlias
 
 import asyncpg
@@ -24,6 +25,8 @@ OURS = "id = $1 AND state = 'processing' AND attempt = $2 AND lease_token = $3"
 MADE = "id = $1 AND state = $2 AND ($3::uuid IS NULL OR lease_token = $3)"
 """A move to this state (under this lease) was the last that was made."""
 QUEUED = "id = $1 AND state = 'queued'"
+SAME_REQUEST = timedelta(minutes=1)
+"""A client that sends a request again may mean a job that ended so long ago."""
 DOUBT_TIMEOUT_S = 5.0
 DOUBT_PAUSE_S = 0.25
 CANCELLED = {"error_code": "cancelled", "error_message": "the job was cancelled"}
@@ -230,6 +233,24 @@ class JobStore:
                 model_sha256,
             )
         return text
+
+    async def alike(self, new: NewJob) -> Job | None:
+        """The client's latest job that does the same to the same uploaded audio, unless it ended a while ago."""
+        if new.file_sha256 is None:
+            return None
+        async with connection(self._pool) as db:
+            row = await db.fetchrow(
+                f"""SELECT {COLUMNS} FROM jobs
+                    WHERE file_sha256 = $1 AND options = $2::jsonb AND client IS NOT DISTINCT FROM $3
+                      AND (state IN ('queued', 'processing')
+                           OR (state IN ('completed', 'failed') AND finished_at > now() - $4::interval))
+                    ORDER BY seq DESC LIMIT 1""",
+                new.file_sha256,
+                new.options.model_dump_json(),
+                new.client,
+                SAME_REQUEST,
+            )
+        return None if row is None else job_of(row)
 
     async def complete_queued(self, job: Job, result: bytes, *, model_sha256: str) -> bool:
         """queued → completed, with the result of an earlier job."""
