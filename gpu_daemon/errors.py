@@ -16,6 +16,7 @@ GpuDaemonError
 │   ├── JobCancelled          a stop that was asked for
 │   ├── UrlBlocked            its url leads where the daemon may not go
 │   ├── FetchFailed           its url gives no file
+│   ├── NoRoom                its model does not fit beside those in use
 │   ├── DeviceLost            the GPU is of no more use to this process: the runner must end
 │   └── RunnerCrashed         the child process died or was killed under the job
 ├── IllegalTransition         a bug: a job was moved where it may not go
@@ -108,6 +109,11 @@ class UrlBlocked(JobError):
 
 class FetchFailed(JobError):
     code = "fetch_failed"
+
+
+class NoRoom(JobError):
+    code = "gpu_oom"
+    retryable = True
 
 
 class DeviceLost(JobError):

@@ -14,7 +14,7 @@ QUEUE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `job` (state, stage or progress of `subject`), `model` or `worker`."""
+    """`kind` is `job` (state, stage or progress of `subject`), `segments` (newly heard), `model` or `worker`."""
 
     kind: str
     subject: str

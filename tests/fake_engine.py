@@ -1,12 +1,14 @@
 """An engine without torch, for tests of everything around it: `GPU_DAEMON_ENGINE=tests.fake_engine:create`.
 
 What it hears depends on the samples alone. A job's `initial_prompt` says how it behaves: `fake:sleep=2` takes two
-seconds, `fake:until=FILE` goes on until that file exists, `fake:hang` never moves again, `fake:deaf` neither, and
-SIGTERM does not end it, `fake:segv`, `fake:exit` end the process, `fake:oom`, `fake:error`, `fake:bug` and `fake:lost`
-raise what an engine may raise, `fake:garbage` writes nonsense into the socket, `fake:print` prints.
-`fake:once=FILE,segv` does it only if FILE does not exist yet, and makes it.
+seconds, `fake:until=FILE` goes on until that file exists, `fake:oom` and `fake:error` are errors of that job; none of
+these holds up others in flight. The rest does not spare them: `fake:hang` never moves again, `fake:deaf` neither, and
+SIGTERM does not end it, `fake:segv`, `fake:exit` end the process, `fake:full`, `fake:bug` and `fake:lost` raise what a
+step may raise, `fake:slow=FILE` is one step that lasts until that file exists, `fake:garbage` writes nonsense into the
+socket, `fake:print` prints. `fake:once=FILE,segv` does it only if FILE does not exist yet, and makes it.
 
-With FAKE_LOAD_UNTIL=FILE in the environment loading a model goes on until that file exists.
+With FAKE_LOAD_UNTIL=FILE in the environment loading a model goes on until that file exists, with FAKE_ROOM=1 there is
+memory for one model.
 """
 
 import ctypes
@@ -17,11 +19,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress
-from gpu_daemon.errors import DeviceLost, JobError
+from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Transcription
+from gpu_daemon.errors import DeviceLost, JobError, NoRoom
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
 from gpu_daemon.transcript.model import Segment, Transcript, Word
 
@@ -47,16 +49,44 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self._loaded: dict[str, LoadedModel] = {}
+        self._flight: list[FakeTranscription] = []
 
     def load(self, spec: ModelSpec, progress: Progress) -> None:
         progress(0.0)
         if spec.name not in self._loaded:
+            self._make_room(spec)
             if (file := os.environ.get("FAKE_LOAD_UNTIL")) is not None:
-                _until(Path(file), progress)
+                while not Path(file).exists():
+                    progress(0.0)
+                    time.sleep(TICK_S)
             if not spec.path.read_bytes().startswith(b"PK"):
                 raise JobError(f"the checkpoint of {spec.name} cannot be read", code="bad_checkpoint")
             self._loaded[spec.name] = LoadedModel(spec.name, spec.path.stat().st_size)
         progress(1.0)
+
+    def _make_room(self, spec: ModelSpec) -> None:
+        used = {begun.model for begun in self._flight}
+        for name in [name for name in self._loaded if name not in used]:
+            if len(self._loaded) >= int(os.environ.get("FAKE_ROOM", "100")):
+                del self._loaded[name]
+        if len(self._loaded) >= int(os.environ.get("FAKE_ROOM", "100")):
+            raise NoRoom(f"there is no room for {spec.name} beside {', '.join(used)}")
+
+    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> "FakeTranscription":
+        if spec.name not in self._loaded:
+            raise JobError(f"the model {spec.name} is not loaded")
+        begun = FakeTranscription(spec.name, audio, options)
+        self._flight.append(begun)
+        return begun
+
+    def step(self) -> None:
+        moved = [begun.move() for begun in self._flight]
+        self._flight = [begun for begun in self._flight if not begun.ended]
+        if moved and not any(moved):
+            time.sleep(TICK_S)
+
+    def drop(self, transcription: Transcription) -> None:
+        self._flight = [begun for begun in self._flight if begun is not transcription]
 
     def unload(self, name: str) -> None:
         self._loaded.pop(name, None)
@@ -64,25 +94,87 @@ class FakeEngine:
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(self._loaded.values())
 
-    def transcribe(self, spec: ModelSpec, audio: Audio, options: JobOptions, progress: Progress) -> Transcript:
-        behave(options.initial_prompt or "", progress)
-        duration_s = len(audio) / SAMPLE_RATE_HZ
-        segments: list[Segment] = []
-        for index in range(math.ceil(duration_s / SEGMENT_S)):
-            progress(SLEPT + (1 - SLEPT) * index * SEGMENT_S / duration_s)
-            piece = audio[int(index * SEGMENT_S * SAMPLE_RATE_HZ) : int((index + 1) * SEGMENT_S * SAMPLE_RATE_HZ)]
-            if abs(piece).max() > LOUD:
-                segments.append(_segment(len(segments), index * SEGMENT_S, piece, options.word_timestamps))
-        progress(1.0)
+
+class FakeTranscription:
+    def __init__(self, model: str, audio: Audio, options: JobOptions) -> None:
+        self.model = model
+        self.fraction = 0.0
+        self._audio = audio
+        self._options = options
+        self._segments: list[Segment] = []
+        self._error: JobError | None = None
+        self._moves = self._work()
+        self.ended = False
+
+    def move(self) -> bool:
+        """False: it waits, and there was nothing to do."""
+        try:
+            return next(self._moves)
+        except StopIteration:
+            self.ended = True
+        except FakeFault as fault:
+            self._error, self.ended = fault.error, True
+        return True
+
+    def heard(self) -> tuple[Segment, ...]:
+        return tuple(self._segments)
+
+    def result(self) -> Transcript:
+        if self._error is not None:
+            raise self._error
         return Transcript(
-            text="".join(segment.text for segment in segments).strip(),
-            language=options.language or "en",
-            language_probability=None if options.language else 0.9,
-            duration=duration_s,
-            model=spec.name,
-            token_count=sum(len(segment.tokens) for segment in segments),
-            segments=tuple(segments),
+            text="".join(segment.text for segment in self._segments).strip(),
+            language=self._options.language or "en",
+            language_probability=None if self._options.language else 0.9,
+            duration=len(self._audio) / SAMPLE_RATE_HZ,
+            model=self.model,
+            token_count=sum(len(segment.tokens) for segment in self._segments),
+            segments=tuple(self._segments),
         )
+
+    def _work(self) -> Iterator[bool]:
+        yield from self._behave(self._options.initial_prompt or "")
+        duration_s = len(self._audio) / SAMPLE_RATE_HZ
+        for index in range(math.ceil(duration_s / SEGMENT_S)):
+            self.fraction = max(self.fraction, SLEPT + (1 - SLEPT) * index * SEGMENT_S / duration_s)
+            first, last = (int(at * SEGMENT_S * SAMPLE_RATE_HZ) for at in (index, index + 1))
+            piece = self._audio[first:last]
+            if abs(piece).max() > LOUD:
+                words = self._options.word_timestamps
+                self._segments.append(_segment(len(self._segments), index * SEGMENT_S, piece, words))
+            yield True
+        self.fraction = 1.0
+
+    def _behave(self, prompt: str) -> Iterator[bool]:
+        if not prompt.startswith("fake:"):
+            return
+        name, _, value = prompt.removeprefix("fake:").partition("=")
+        if name == "once":
+            file, _, then = value.partition(",")
+            if not Path(file).exists():
+                Path(file).touch()
+                yield from self._behave(f"fake:{then}")
+        elif name == "until":
+            while not Path(value).exists():
+                yield False
+        elif name == "sleep":
+            began_s = time.monotonic()
+            while (slept_s := time.monotonic() - began_s) < float(value):
+                self.fraction = slept_s / float(value) * SLEPT
+                yield False
+        elif name == "slow":
+            while not Path(value).exists():
+                time.sleep(TICK_S)
+        else:
+            ENDINGS[name]()
+
+
+class FakeFault(Exception):
+    """The error of one job."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _segment(number: int, start_s: float, piece: Audio, with_words: bool) -> Segment:
@@ -107,37 +199,6 @@ def _segment(number: int, start_s: float, piece: Audio, with_words: bool) -> Seg
         tokens=SEGMENT_TOKENS,
         words=words if with_words else (),
     )
-
-
-def behave(prompt: str, progress: Progress) -> None:
-    if not prompt.startswith("fake:"):
-        return
-    name, _, value = prompt.removeprefix("fake:").partition("=")
-    if name == "once":
-        file, _, then = value.partition(",")
-        if Path(file).exists():
-            return
-        Path(file).touch()
-        behave(f"fake:{then}", progress)
-    elif name == "until":
-        _until(Path(value), progress)
-    elif name == "sleep":
-        _sleep(float(value), progress)
-    else:
-        ENDINGS[name]()
-
-
-def _sleep(seconds: float, progress: Progress) -> None:
-    until_s = time.monotonic() + seconds
-    while (left_s := until_s - time.monotonic()) > 0:
-        progress((1 - left_s / seconds) * SLEPT)
-        time.sleep(min(left_s, TICK_S))
-
-
-def _until(file: Path, progress: Progress) -> None:
-    while not file.exists():
-        progress(0.0)
-        time.sleep(TICK_S)
 
 
 def _deaf() -> None:
@@ -172,11 +233,15 @@ def _print() -> None:
 
 
 def _oom() -> None:
-    raise JobError("the GPU ran out of memory", code="gpu_oom", retryable=True)
+    raise FakeFault(JobError("the GPU ran out of memory", code="gpu_oom", retryable=True))
 
 
 def _error() -> None:
-    raise JobError("this job cannot be done", code="engine_error")
+    raise FakeFault(JobError("this job cannot be done", code="engine_error"))
+
+
+def _full() -> None:
+    raise JobError("the GPU ran out of memory", code="gpu_oom", retryable=True)
 
 
 def _bug() -> None:
@@ -196,6 +261,7 @@ ENDINGS: dict[str, Callable[[], None]] = {
     "print": _print,
     "oom": _oom,
     "error": _error,
+    "full": _full,
     "bug": _bug,
     "lost": _lost,
 }

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import gpu_daemon
-from gpu_daemon.engine.base import Audio, ModelSpec
+from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobId, JobOptions
 from gpu_daemon.jobs.state import Stage
 from gpu_daemon.runner.process import Completed, Runner
 from gpu_daemon.runner.protocol import Run
+from gpu_daemon.transcript.model import Transcript
 from tests.espeak_whisper.corpus import speak
 
 CPU = Device(kind="cpu", index=0, name="CPU", uuid=None)
@@ -67,6 +68,18 @@ async def started(runner: Runner, run: Run) -> "asyncio.Task[Completed]":
     job = asyncio.create_task(runner.run(run, watcher))
     await watcher.reach(Stage.TRANSCRIBING)
     return job
+
+
+def transcribed(
+    engine: Engine, spec: ModelSpec, audio: Audio, options: JobOptions, progress: Progress | None = None
+) -> Transcript:
+    """Of one file, alone. `progress` is told after each step."""
+    begun = engine.begin(spec, audio, options)
+    while not begun.ended:
+        engine.step()
+        if progress is not None:
+            progress(begun.fraction)
+    return begun.result()
 
 
 class Watcher:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from gpu_daemon.jobs.model import JobOptions
-from gpu_daemon.transcript.model import Transcript
+from gpu_daemon.transcript.model import Segment, Transcript
 
 Audio = npt.NDArray[np.float32]
 """float32[n_samples], mono, 16 kHz, -1..1"""
@@ -40,21 +40,54 @@ class Progress(Protocol):
         """0..1 of the stage, never less than before; raises JobCancelled when the job is to stop."""
 
 
+class Transcription(Protocol):
+    """A file on its way through the engine."""
+
+    @property
+    def fraction(self) -> float:
+        """0..1 of its audio, never less than before."""
+
+    @property
+    def ended(self) -> bool:
+        """There is a result, or an error in place of it."""
+
+    def heard(self) -> tuple[Segment, ...]:
+        """So far, in order of time; what was once in it does not change, and the result begins with it."""
+
+    def result(self) -> Transcript:
+        """Once ended; times are relative to its audio. Raises JobError: of this file alone, its neighbours go on."""
+
+
 class Engine(Protocol):
-    """Runs in the child process, called from one thread."""
+    """Many files at once, in the child process, called from one thread."""
 
     device_name: str
     torch_version: str
 
     def load(self, spec: ModelSpec, progress: Progress) -> None:
-        """Make the model ready, evicting others if memory asks for it; nothing if it is.
+        """Make the model ready, evicting others that nothing in flight uses if memory asks for it; nothing if it is.
 
-        Raises JobError, JobCancelled; DeviceLost when this process can go on no more.
+        Raises JobError, and what `progress` raises; NoRoom when those in use leave too little, so that it may be tried
+        again after one of them has ended; DeviceLost when this process can go on no more.
         """
 
-    def transcribe(self, spec: ModelSpec, audio: Audio, options: JobOptions, progress: Progress) -> Transcript:
-        """Of a model that is loaded; times are relative to `audio`. Raises as `load` does."""
+    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> Transcription:
+        """It is in flight until it has ended or is dropped, and uses its model as long.
 
-    def unload(self, name: str) -> None: ...
+        Raises JobError when the model is not loaded, or cannot do that.
+        """
 
-    def loaded(self) -> tuple[LoadedModel, ...]: ...
+    def step(self) -> None:
+        """Some of the work of everything in flight: at most about a second. Nothing if nothing is.
+
+        Raises DeviceLost, and whatever else is the fault of no file in particular: all in flight are lost then.
+        """
+
+    def drop(self, transcription: Transcription) -> None:
+        """It gets no more work; nothing if it has ended."""
+
+    def unload(self, name: str) -> None:
+        """Of a model that nothing in flight uses; nothing if it is not loaded."""
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        """The least recently used first."""

@@ -1,6 +1,5 @@
 """From a decoded file to a transcript on the file's own timeline (no torch here)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -8,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Audio, Engine, ModelSpec
+from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress, Transcription
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
 from gpu_daemon.jobs.state import Stage
@@ -17,9 +16,6 @@ from gpu_daemon.transcript.quality import assess
 
 FRAMES_PER_S = 100
 FULL_SCALE = 32768.0
-
-Report = Callable[[Stage, float], None]
-"""Where the job is, 0..1 of the stage; raises JobCancelled when it is to stop."""
 
 
 class Request(Protocol):
@@ -35,32 +31,67 @@ class Request(Protocol):
     def options(self) -> JobOptions: ...
 
 
-def transcribe_file(engine: Engine, request: Request, report: Report) -> tuple[Transcript, dict[str, float]]:
-    """The transcript and the seconds each stage took. Raises JobError, JobCancelled, DeviceLost."""
-    pcm = _open(request.audio_path)
-    duration_s = len(pcm) / SAMPLE_RATE_HZ
-    if len(pcm) <= request.skip_samples:
-        return _nothing_said(request, duration_s), {}
-    began_s = clock.monotonic()
-    report(Stage.LOADING, 0.0)
-    engine.load(request.model, lambda fraction: report(Stage.LOADING, fraction))
-    loaded_s = clock.monotonic()
-    report(Stage.TRANSCRIBING, 0.0)
-    audio: Audio = pcm[request.skip_samples :].astype(np.float32) / np.float32(FULL_SCALE)
-    heard = engine.transcribe(
-        request.model, audio, request.options, lambda fraction: report(Stage.TRANSCRIBING, fraction)
-    )
-    transcribed_s = clock.monotonic()
-    report(Stage.MERGING, 0.0)
-    segments = tuple(shifted(segment, request.skip_samples, duration_s) for segment in heard.segments)
-    transcript = heard.model_copy(
-        update={"segments": segments, "duration": round(duration_s, 3), "quality": assess(segments)}
-    )
-    return transcript, {
-        Stage.LOADING.value: round(loaded_s - began_s, 3),
-        Stage.TRANSCRIBING.value: round(transcribed_s - loaded_s, 3),
-        Stage.MERGING.value: round(clock.monotonic() - transcribed_s, 3),
-    }
+class Hearing:
+    """A file on its way: `load` its model, `begin`, and once the engine's steps have `ended` it there is a `result`."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        """Raises JobError when its audio is gone."""
+        self._engine = engine
+        self._request = request
+        self._pcm = _open(request.audio_path)
+        self._duration_s = len(self._pcm) / SAMPLE_RATE_HZ
+        self._transcription: Transcription | None = None
+        self._timings: dict[str, float] = {}
+        self._began_s = 0.0
+        self.is_empty = len(self._pcm) <= request.skip_samples
+        """Nothing is left to hear: it needs no model, and has ended."""
+
+    def load(self, progress: Progress) -> None:
+        """Raises as the engine does; may be tried again after NoRoom."""
+        began_s = clock.monotonic()
+        self._engine.load(self._request.model, progress)
+        self._timings[Stage.LOADING.value] = round(clock.monotonic() - began_s, 3)
+
+    def begin(self) -> None:
+        """Raises JobError."""
+        self._began_s = clock.monotonic()
+        audio: Audio = self._pcm[self._request.skip_samples :].astype(np.float32) / np.float32(FULL_SCALE)
+        self._transcription = self._engine.begin(self._request.model, audio, self._request.options)
+
+    def drop(self) -> None:
+        if self._transcription is not None:
+            self._engine.drop(self._transcription)
+
+    @property
+    def fraction(self) -> float:
+        return 0.0 if self._transcription is None else self._transcription.fraction
+
+    @property
+    def ended(self) -> bool:
+        return self.is_empty or (self._transcription is not None and self._transcription.ended)
+
+    def heard(self, first: int) -> tuple[Segment, ...]:
+        """What was heard so far, from the segment of this number on."""
+        if self._transcription is None:
+            return ()
+        return tuple(self._placed(segment) for segment in self._transcription.heard()[first:])
+
+    def result(self) -> tuple[Transcript, dict[str, float]]:
+        """The transcript and the seconds each stage took. Raises JobError: of this file alone."""
+        if self._transcription is None:
+            return _nothing_said(self._request, self._duration_s), {}
+        merging_s = clock.monotonic()
+        self._timings[Stage.TRANSCRIBING.value] = round(merging_s - self._began_s, 3)
+        heard = self._transcription.result()
+        segments = tuple(self._placed(segment) for segment in heard.segments)
+        transcript = heard.model_copy(
+            update={"segments": segments, "duration": round(self._duration_s, 3), "quality": assess(segments)}
+        )
+        self._timings[Stage.MERGING.value] = round(clock.monotonic() - merging_s, 3)
+        return transcript, self._timings
+
+    def _placed(self, segment: Segment) -> Segment:
+        return shifted(segment, self._request.skip_samples, self._duration_s)
 
 
 def shifted(segment: Segment, skip_samples: int, duration_s: float) -> Segment:

@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,16 +13,18 @@ from typing import Any
 import torch
 import whisper
 
-from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress
+from gpu_daemon import clock
+from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Transcription
 from gpu_daemon.engine.cache import MIB, ModelCache
 from gpu_daemon.engine.checkpoint import Checkpoint, WatchedWhisper
 from gpu_daemon.engine.faults import guarded
-from gpu_daemon.errors import JobError
+from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions, Task
 from gpu_daemon.transcript.model import Segment, Transcript, Word
 
 SEED = 0
 """Sampling starts from here in each job, so that the same file gives the same text."""
+STEP_S = 0.2
 
 
 def create(device: str, vram_reserve_mb: int) -> "WhisperEngine":
@@ -31,7 +34,7 @@ def create(device: str, vram_reserve_mb: int) -> "WhisperEngine":
 
 
 class WhisperEngine:
-    torch_version = torch.__version__
+    torch_version = str(torch.__version__)
 
     def __init__(self, device: torch.device, *, vram_reserve_mb: int) -> None:
         self._device = device
@@ -39,6 +42,7 @@ class WhisperEngine:
             free_bytes=self._free_bytes, reserve_bytes=vram_reserve_mb * MIB
         )
         self.device_name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        self._flight: list[_Whole] = []
         if torch.ones(2, device=device).sum().item() != 2:
             raise RuntimeError(f"{self.device_name} cannot add")
 
@@ -58,23 +62,29 @@ class WhisperEngine:
     def loaded(self) -> tuple[LoadedModel, ...]:
         return self._models.loaded()
 
-    def transcribe(self, spec: ModelSpec, audio: Audio, options: JobOptions, progress: Progress) -> Transcript:
+    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> Transcription:
         model = self._models.get(spec)
         if model is None:
             raise JobError(f"the model {spec.name} is not loaded")
         _check(spec, model, options)
-        torch.manual_seed(SEED)
-        result = guarded(lambda: listen(model, audio, options, progress), self._release_all)
-        segments = tuple(_segments(result))
-        return Transcript(
-            text="".join(segment.text for segment in segments).strip(),
-            language=result["language"],
-            language_probability=model.language_probability,
-            duration=len(audio) / SAMPLE_RATE_HZ,
-            model=spec.name,
-            token_count=sum(len(segment.tokens) for segment in segments),
-            segments=segments,
+        begun = _Whole(
+            lambda progress: guarded(lambda: _hear(spec, model, audio, options, progress), self._release_all)
         )
+        self._flight.append(begun)
+        return begun
+
+    def step(self) -> None:
+        """Of the first in flight alone: whisper.transcribe does one file at a time."""
+        if self._flight and self._flight[0].go_on():
+            lost = self._flight.pop(0).error
+            if lost is not None and (isinstance(lost, DeviceLost) or not isinstance(lost, JobError)):
+                raise lost
+
+    def drop(self, transcription: Transcription) -> None:
+        for begun in self._flight:
+            if begun is transcription:
+                begun.stop()
+        self._flight = [begun for begun in self._flight if begun is not transcription]
 
     def _free_bytes(self) -> int | None:
         gc.collect()
@@ -88,6 +98,66 @@ class WhisperEngine:
         self._free_bytes()
 
 
+class _Whole:
+    """One whisper.transcribe, which goes on only while a step waits for it: each beat may end the step."""
+
+    def __init__(self, work: Callable[[Progress], Transcript]) -> None:
+        self._work = work
+        self._turn = threading.Semaphore(0)
+        self._turn_over = threading.Semaphore(0)
+        self._until_s = 0.0
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._transcript: Transcript | None = None
+        self.error: Exception | None = None
+        self.fraction = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self._transcript is not None or self.error is not None
+
+    def heard(self) -> tuple[Segment, ...]:
+        return () if self._transcript is None else self._transcript.segments
+
+    def result(self) -> Transcript:
+        if self._transcript is None:
+            raise self.error or JobError("the transcription has not ended")
+        return self._transcript
+
+    def go_on(self) -> bool:
+        """Has it ended?"""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="whisper", daemon=True)
+            self._thread.start()
+        self._until_s = clock.monotonic() + STEP_S
+        self._turn.release()
+        self._turn_over.acquire()
+        if self.ended:
+            self._thread.join()
+        return self.ended
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._thread is not None:
+            self.go_on()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            self._transcript = self._work(self._beat)
+        except Exception as error:
+            self.error = error
+        self._turn_over.release()
+
+    def _beat(self, fraction: float) -> None:
+        self.fraction = fraction
+        if clock.monotonic() >= self._until_s:
+            self._turn_over.release()
+            self._turn.acquire()
+        if self._stopped:
+            raise JobCancelled("the job was cancelled")
+
+
 def _check(spec: ModelSpec, model: WatchedWhisper, options: JobOptions) -> None:
     if options.task is Task.TRANSLATE and not model.can_translate:
         raise JobError(
@@ -98,6 +168,21 @@ def _check(spec: ModelSpec, model: WatchedWhisper, options: JobOptions) -> None:
         raise JobError(
             f"the model {spec.name} {knows}; use another model, or language=auto", code="language_not_supported"
         )
+
+
+def _hear(spec: ModelSpec, model: WatchedWhisper, audio: Audio, options: JobOptions, progress: Progress) -> Transcript:
+    torch.manual_seed(SEED)
+    result = listen(model, audio, options, progress)
+    segments = tuple(_segments(result))
+    return Transcript(
+        text="".join(segment.text for segment in segments).strip(),
+        language=result["language"],
+        language_probability=model.language_probability,
+        duration=len(audio) / SAMPLE_RATE_HZ,
+        model=spec.name,
+        token_count=sum(len(segment.tokens) for segment in segments),
+        segments=segments,
+    )
 
 
 def listen(model: WatchedWhisper, audio: Audio, options: JobOptions, progress: Progress) -> dict[str, Any]:

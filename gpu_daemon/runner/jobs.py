@@ -1,4 +1,4 @@
-"""The engine thread of a runner: jobs in the order they came, and models put away when nobody wants them."""
+"""The engine thread of a runner: all jobs in flight, stepped together; models put away when nobody wants them."""
 
 import os
 import queue
@@ -6,123 +6,248 @@ import threading
 import traceback
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from gpu_daemon import clock
 from gpu_daemon.engine.base import Engine
-from gpu_daemon.engine.pipeline import transcribe_file
-from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
+from gpu_daemon.engine.pipeline import Hearing
+from gpu_daemon.errors import DeviceLost, JobCancelled, JobError, NoRoom
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import Stage
-from gpu_daemon.runner.protocol import Done, Failed, FromRunner, JobProgress, Models, Run, Unload
+from gpu_daemon.runner.protocol import Done, Failed, FromRunner, JobProgress, JobSegments, Models, Run, Unload
+from gpu_daemon.transcript.model import Segment
 
 REPORT_INTERVAL_S = 0.25
-"""The daemon hears of progress no more often, and while the engine moves not much less often."""
+"""The daemon hears of each job no more often, and while the engine moves not much less often."""
+_SEGMENTS = TypeAdapter(tuple[Segment, ...])
 
 
 class Send(Protocol):
     def __call__(self, message: FromRunner, body: bytes = b"") -> None: ...
 
 
-class Reporter:
-    """Tells the daemon where one job is, and the engine when it is to stop."""
+class _Job:
+    """One that was asked for and has not been answered."""
 
-    def __init__(self, job_id: JobId, cancelled: threading.Event, send: Send) -> None:
-        self._job_id = job_id
-        self._cancelled = cancelled
+    def __init__(self, run: Run, send: Send) -> None:
+        self.id = run.job_id
+        self.run = run
+        self.cancelled = threading.Event()
+        self.answered = False
+        self.hearing: Hearing | None = None
         self._send = send
-        self._stage: Stage | None = None
-        self._sent_at_s = 0.0
+        self._stage = Stage.LOADING
+        self._fraction = 0.0
+        self._reported_at_s = 0.0
+        self._segments_sent = 0
 
-    def __call__(self, stage: Stage, fraction: float) -> None:
-        if self._cancelled.is_set():
-            raise JobCancelled("the job was cancelled")
+    def report(self, stage: Stage, fraction: float) -> None:
+        """Where it is, and what it has heard."""
+        is_new, self._stage, self._fraction = stage is not self._stage, stage, fraction
         now_s = clock.monotonic()
-        if stage is self._stage and now_s < self._sent_at_s + REPORT_INTERVAL_S:
+        if not is_new and now_s < self._reported_at_s + REPORT_INTERVAL_S:
             return
-        self._stage, self._sent_at_s = stage, now_s
-        self._send(JobProgress(job_id=self._job_id, stage=stage, fraction=fraction))
+        self._reported_at_s = now_s
+        self._send(JobProgress(job_id=self.id, stage=stage, fraction=fraction))
+        if self.hearing is not None and (new := self.hearing.heard(self._segments_sent)):
+            self._send(JobSegments(job_id=self.id, first=self._segments_sent), _SEGMENTS.dump_json(new))
+            self._segments_sent += len(new)
+
+    def report_again(self) -> None:
+        """It waits for others, and the engine moves."""
+        self.report(self._stage, self._fraction)
 
 
 class JobThread(threading.Thread):
+    """Jobs begin in the order they came, and end when they end.
+
+    An error of a job is its own. What a step raises is the fault of none in particular: all in flight may be tried
+    again, and who tries them one by one finds out whose it was.
+    """
+
     def __init__(self, engine: Engine, send: Send, *, model_idle_s: float) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
         self._send = send
         self._model_idle_s = model_idle_s
-        self._waiting: queue.SimpleQueue[Run | Unload] = queue.SimpleQueue()
-        self._cancelled: dict[JobId, threading.Event] = {}
+        self._messages: queue.SimpleQueue[_Job | Unload] = queue.SimpleQueue()
+        self._jobs: dict[JobId, _Job] = {}  # unanswered
+        self._waiting: list[_Job] = []  # not begun yet
+        self._flight: list[_Job] = []
+        self._no_room = False  # for the model of the first that waits, before another job has ended
+        self._unwanted: set[str] = set()
         self._used_at_s: dict[str, float] = {}
         self._announced: dict[str, int] = {}
 
     def submit(self, message: Run | Unload) -> None:
         """From any thread."""
         if isinstance(message, Run):
-            self._cancelled[message.job_id] = threading.Event()
-        self._waiting.put(message)
+            job = self._jobs[message.job_id] = _Job(message, self._send)
+            self._messages.put(job)
+        else:
+            self._messages.put(message)
 
     def cancel(self, job_id: JobId) -> None:
         """From any thread; nothing if the job is not here, or no more."""
-        if (event := self._cancelled.get(job_id)) is not None:
-            event.set()
+        if (job := self._jobs.get(job_id)) is not None:
+            job.cancelled.set()
 
     def run(self) -> None:
         try:
             while True:
-                self._next()
+                self._receive()
+                self._begin_waiting()
+                self._drop_cancelled()
+                self._step()
+                self._answer_ended()
+                self._put_away()
+                self._announce()
         except BaseException:
             # Without this thread the process would go on answering pings, and do nothing.
             traceback.print_exc()
             os._exit(1)
 
-    def _next(self) -> None:
+    def _receive(self) -> None:
+        """When there is nothing to do, waits for a message, or until a model has been idle for long enough."""
+        idle = not self._flight and not self._waiting
         try:
-            message = self._waiting.get(timeout=self._idle_left_s())
+            while True:
+                message = self._messages.get(block=idle, timeout=self._idle_left_s() if idle else None)
+                idle = False
+                if isinstance(message, Unload):
+                    loaded = {model.name for model in self._engine.loaded()}
+                    self._unwanted |= loaded if message.model is None else loaded & {message.model}
+                else:
+                    self._waiting.append(message)
         except queue.Empty:
-            self._unload_idle()
-            return
-        if isinstance(message, Unload):
-            for model in self._engine.loaded():
-                if message.model in (None, model.name):
-                    self._engine.unload(model.name)
+            pass
+
+    def _drop_cancelled(self) -> None:
+        dropped = [job for job in (*self._flight, *self._waiting) if job.cancelled.is_set()]
+        for job in dropped:
+            if job.hearing is not None:
+                job.hearing.drop()
+            self._answer_cancelled(job)
+        if dropped:
+            self._flight = [job for job in self._flight if not job.answered]
+            self._waiting = [job for job in self._waiting if not job.answered]
+            self._no_room = False
+
+    def _answer_cancelled(self, job: _Job) -> None:
+        if not job.answered:
+            self._fail(job, JobCancelled("the job was cancelled"))
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and not self._no_room:
+            job = self._waiting.pop(0)
+            if job.cancelled.is_set():
+                self._answer_cancelled(job)
+                continue
+            try:
+                self._begin(job)
+            except NoRoom as error:
+                if self._flight:
+                    # Nobody overtakes it: those in flight could be joined by others of their model for ever.
+                    self._waiting.insert(0, job)
+                    self._no_room = True
+                else:
+                    self._fail(job, error)
+            except DeviceLost as error:
+                self._lose(error)
+            except JobError as error:
+                self._fail(job, error)
+            except Exception as error:
+                self._fail(job, _bug(error))
             self._announce()
-        else:
-            self._do(message)
 
-    def _do(self, run: Run) -> None:
-        report = Reporter(run.job_id, self._cancelled[run.job_id], self._send)
-
-        def announce_then_report(stage: Stage, fraction: float) -> None:
+    def _begin(self, job: _Job) -> None:
+        def loading(fraction: float) -> None:
+            if job.cancelled.is_set():
+                raise JobCancelled("the job was cancelled")
             self._announce()
-            report(stage, fraction)
+            job.report(Stage.LOADING, fraction)
+            for other in (*self._flight, *self._waiting):
+                if other.cancelled.is_set():
+                    self._answer_cancelled(other)  # and dropped once the model is there
+                elif not other.answered:
+                    other.report_again()
 
-        body = b""
-        answer: Done | Failed
-        lost = False
+        hearing = job.hearing = job.hearing or Hearing(self._engine, job.run)
+        if not hearing.is_empty:
+            job.report(Stage.LOADING, 0.0)
+            hearing.load(loading)
+            hearing.begin()
+            job.report(Stage.TRANSCRIBING, 0.0)
+        self._flight.append(job)
+
+    def _step(self) -> None:
         try:
-            transcript, timings = transcribe_file(self._engine, run, announce_then_report)
-            body = transcript.model_dump_json().encode()
-            answer = Done(
-                job_id=run.job_id,
-                timings=timings,
-                duration_s=transcript.duration,
-                token_count=transcript.token_count,
-                language=transcript.language,
-            )
+            self._engine.step()
+        except DeviceLost as error:
+            self._lose(error)
         except JobError as error:
-            lost = isinstance(error, DeviceLost)
-            answer = Failed(job_id=run.job_id, code=error.code, message=error.message, retryable=error.retryable)
-            if not isinstance(error, JobCancelled):
-                traceback.print_exc()
+            self._fail_flight(error)
         except Exception as error:
-            traceback.print_exc()
-            # Only its name: what a library says may hold paths, or the text that was heard.
-            message = f"the engine failed in a way it should not ({type(error).__name__})"
-            answer = Failed(job_id=run.job_id, code=JobError.code, message=message)
-        del self._cancelled[run.job_id]
-        self._used_at_s[run.model.name] = clock.monotonic()
+            self._fail_flight(_bug(error))
+        for job in self._flight:
+            if job.hearing is not None and not job.hearing.ended:
+                job.report(Stage.TRANSCRIBING, job.hearing.fraction)
+        for job in self._waiting:
+            job.report_again()
+
+    def _answer_ended(self) -> None:
+        for job in self._flight:
+            if job.hearing is not None and job.hearing.ended:
+                self._answer(job, job.hearing)
+                self._no_room = False
+        self._flight = [job for job in self._flight if not job.answered]
+
+    def _answer(self, job: _Job, hearing: Hearing) -> None:
+        try:
+            job.report(Stage.MERGING, 0.0)
+            transcript, timings = hearing.result()
+            body = transcript.model_dump_json().encode()
+        except JobError as error:
+            self._fail(job, error)
+            return
+        except Exception as error:
+            self._fail(job, _bug(error))
+            return
+        done = Done(
+            job_id=job.id,
+            timings=timings,
+            duration_s=transcript.duration,
+            token_count=transcript.token_count,
+            language=transcript.language,
+        )
+        self._end(job, done, body)
+
+    def _fail_flight(self, error: JobError) -> None:
+        retryable = error.retryable or len(self._flight) > 1
+        for job in self._flight:
+            if job.hearing is not None and not job.hearing.ended:
+                job.hearing.drop()
+                self._fail(job, error, retryable=retryable)
+        self._flight = [job for job in self._flight if not job.answered]
+        self._no_room = False
+
+    def _lose(self, error: DeviceLost) -> None:
+        for job in list(self._jobs.values()):
+            self._fail(job, error)
+        os._exit(1)
+
+    def _fail(self, job: _Job, error: JobError, *, retryable: bool | None = None) -> None:
+        if not isinstance(error, JobCancelled):
+            traceback.print_exception(error)
+        may_cure = error.retryable if retryable is None else retryable
+        self._end(job, Failed(job_id=job.id, code=error.code, message=error.message, retryable=may_cure))
+
+    def _end(self, job: _Job, answer: Done | Failed, body: bytes = b"") -> None:
+        job.answered = True
+        del self._jobs[job.id]
+        self._used_at_s[job.run.model.name] = clock.monotonic()
         self._announce()
         self._send(answer, body)
-        if lost:
-            os._exit(1)
 
     def _announce(self) -> None:
         loaded = {model.name: model.size_bytes for model in self._engine.loaded()}
@@ -135,8 +260,19 @@ class JobThread(threading.Thread):
         used_at_s = [self._used_at_s[model.name] for model in self._engine.loaded()]
         return max(0.0, min(used_at_s) + self._model_idle_s - clock.monotonic()) if used_at_s else None
 
-    def _unload_idle(self) -> None:
+    def _put_away(self) -> None:
+        """The models that nobody uses, when they have been idle for long enough or are not wanted."""
+        used = {job.run.model.name for job in (*self._flight, *self._waiting)}
         for model in self._engine.loaded():
-            if clock.monotonic() >= self._used_at_s[model.name] + self._model_idle_s:
+            if model.name not in used and (
+                model.name in self._unwanted or clock.monotonic() >= self._used_at_s[model.name] + self._model_idle_s
+            ):
                 self._engine.unload(model.name)
-        self._announce()
+        self._unwanted &= used
+
+
+def _bug(error: Exception) -> JobError:
+    """Only its name is told: what a library says may hold paths, or the text that was heard."""
+    told = JobError(f"the engine failed in a way it should not ({type(error).__name__})")
+    told.__cause__ = error
+    return told

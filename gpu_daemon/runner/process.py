@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from pydantic import TypeAdapter
+
 import gpu_daemon
 from gpu_daemon import clock
 from gpu_daemon.errors import DeviceLost, JobCancelled, JobError, RunnerCrashed
@@ -24,6 +26,7 @@ from gpu_daemon.runner.protocol import (
     FromRunner,
     Hello,
     JobProgress,
+    JobSegments,
     Launch,
     Models,
     Pong,
@@ -31,11 +34,19 @@ from gpu_daemon.runner.protocol import (
     Stop,
     Unload,
 )
+from gpu_daemon.transcript.model import Segment
 
 TERMINATE_GRACE_S = 1.0
 STOP_GRACE_S = 2.0
 
 OnProgress = Callable[[Stage, float], None]
+OnSegments = Callable[[int, tuple[Segment, ...]], None]
+"""Newly heard, and the number of the first of them."""
+_SEGMENTS = TypeAdapter(tuple[Segment, ...])
+
+
+def _unheard(first: int, segments: tuple[Segment, ...]) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +60,7 @@ class Completed:
 class _Running:
     ended: "asyncio.Future[Completed]"
     on_progress: OnProgress
+    on_segments: OnSegments
     cancelled: bool = False
 
 
@@ -121,11 +133,11 @@ class Runner:
             reason = f": {last_line}" if last_line else ""
             raise RunnerCrashed(f"the runner {link.exit}{reason}", stderr=link.stderr)
 
-    async def run(self, request: Run, on_progress: OnProgress) -> Completed:
+    async def run(self, request: Run, on_progress: OnProgress, on_segments: OnSegments = _unheard) -> Completed:
         """Raises JobError, JobCancelled, RunnerCrashed."""
         if self._link is None or not self.ready:
             raise RunnerCrashed("the runner is not running")
-        running = _Running(asyncio.get_running_loop().create_future(), on_progress)
+        running = _Running(asyncio.get_running_loop().create_future(), on_progress, on_segments)
         self._running[request.job_id] = running
         self._link.send(request)
         reach(FaultPoint.RUNNER_TOLD)
@@ -202,6 +214,9 @@ class Runner:
             case JobProgress():
                 if (running := self._running.get(message.job_id)) is not None:
                     running.on_progress(message.stage, message.fraction)
+            case JobSegments():
+                if (running := self._running.get(message.job_id)) is not None:
+                    running.on_segments(message.first, _SEGMENTS.validate_json(body))
             case Done():
                 if (running := self._running.get(message.job_id)) is not None and not running.ended.done():
                     running.ended.set_result(Completed(done=message, transcript=body))

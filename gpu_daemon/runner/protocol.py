@@ -88,6 +88,15 @@ class JobProgress(Message):
     """0..1 of this stage"""
 
 
+class JobSegments(Message):
+    """Newly heard. Its body is a JSON list of Segment, on the timeline of the file."""
+
+    kind: Literal["segments"] = "segments"
+    job_id: JobId
+    first: int
+    """The number of the first of them: how many were sent before."""
+
+
 class Done(Message):
     """Its body is the Transcript as JSON."""
 
@@ -118,7 +127,7 @@ class Models(Message):
 
 
 ToRunner = Run | Cancel | Unload | Ping | Stop
-FromRunner = Hello | Pong | JobProgress | Done | Failed | Models
+FromRunner = Hello | Pong | JobProgress | JobSegments | Done | Failed | Models
 AnyMessage = Annotated[ToRunner | FromRunner, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
 

@@ -1,12 +1,11 @@
 """How long a runner may take, and how long it may say nothing."""
 
 import asyncio
-from collections.abc import Callable
 
 from gpu_daemon import clock
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.state import Stage
-from gpu_daemon.runner.process import Completed, Runner
+from gpu_daemon.runner.process import Completed, OnProgress, OnSegments, Runner
 from gpu_daemon.runner.protocol import Run
 
 LOADING_STALL_LIMIT_S = 900.0
@@ -21,7 +20,8 @@ class StalledJob(JobError):
 async def run_within_limits(
     runner: Runner,
     request: Run,
-    on_progress: Callable[[Stage, float], None],
+    on_progress: OnProgress,
+    on_segments: OnSegments,
     *,
     cancelled: asyncio.Event,
     limit_s: float,
@@ -42,7 +42,7 @@ async def run_within_limits(
         await cancelled.wait()
         await runner.cancel(request.job_id)
 
-    run = asyncio.create_task(runner.run(request, advanced))
+    run = asyncio.create_task(runner.run(request, advanced, on_segments))
     obeying = asyncio.create_task(obey())  # after `run`, so that the runner knows of the job when it is asked
     try:
         while not run.done():

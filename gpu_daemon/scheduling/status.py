@@ -6,6 +6,7 @@ from enum import StrEnum
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import Stage
+from gpu_daemon.transcript.model import Segment
 
 
 class WorkerState(StrEnum):
@@ -31,6 +32,8 @@ class Live:
     worker_index: int
     stage_since_s: float
     """On the monotonic clock."""
+    segments: tuple[Segment, ...] = ()
+    """What was heard so far in this attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

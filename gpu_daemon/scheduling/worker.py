@@ -43,6 +43,7 @@ from gpu_daemon.scheduling.status import Live, WorkerState, WorkerStatus
 from gpu_daemon.scheduling.supervisor import Supervisor
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
+from gpu_daemon.transcript.model import Segment
 
 HAND_BACK_TIMEOUT_S = 5.0
 UNLOAD_TIMEOUT_S = 10.0
@@ -341,7 +342,8 @@ class Worker:
             completed = await run_within_limits(
                 self._runner,
                 request,
-                lambda stage, fraction: self._advance(current, stage, fraction),
+                partial(self._advance, current),
+                partial(self._heard, current),
                 cancelled=current.cancel,
                 limit_s=self._settings.job_timeout_for_s(duration_s),
                 stall_s=self._settings.stall_timeout_s,
@@ -433,6 +435,16 @@ class Worker:
         self._publish(current)
         if changed_stage:
             self._recorder.in_background(self._store_stage(current))
+
+    def _heard(self, current: _Current, first: int, segments: tuple[Segment, ...]) -> None:
+        current.live = replace(current.live, segments=current.live.segments[:first] + segments)
+        self._hub.publish(
+            "segments",
+            current.job.id,
+            attempt=current.claim.attempt,
+            first=first,
+            segments=[segment.model_dump(mode="json") for segment in segments],
+        )
 
     async def _store_stage(self, current: _Current) -> bool:
         """The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway."""

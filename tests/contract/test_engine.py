@@ -1,6 +1,7 @@
 """What every engine does, the fake one too."""
 
 import importlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from gpu_daemon.engine.base import Engine, ModelSpec
 from gpu_daemon.errors import JobCancelled, JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
-from tests.runners import DEMO, demo, silence, speech, spoken_at
+from tests.runners import DEMO, demo, silence, speech, spoken_at, transcribed
 
 TWO_WINDOWS = spoken_at(0, 30.2)
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
@@ -50,7 +51,7 @@ def test_it_says_what_it_runs_on(engine: Engine) -> None:
 
 
 def test_a_transcript_is_consistent(engine: Engine) -> None:
-    transcript = engine.transcribe(demo(), TWO_WINDOWS, options(), nothing)
+    transcript = transcribed(engine, demo(), TWO_WINDOWS, options())
     assert transcript.model == "demo"
     assert transcript.duration == pytest.approx(len(TWO_WINDOWS) / SAMPLE_RATE_HZ)
     assert len(transcript.segments) >= 2
@@ -68,14 +69,14 @@ def test_a_transcript_is_consistent(engine: Engine) -> None:
 
 
 def test_the_same_samples_give_the_same_transcript(engine: Engine) -> None:
-    first, second = (engine.transcribe(demo(), speech(), options(), nothing) for _ in range(2))
+    first, second = (transcribed(engine, demo(), speech(), options()) for _ in range(2))
     assert first == second
-    other = engine.transcribe(demo(), speech("The red cat hears the old king."), options(), nothing)
+    other = transcribed(engine, demo(), speech("The red cat hears the old king."), options())
     assert other.text != first.text
 
 
 def test_words_lie_in_their_segment_in_order(engine: Engine) -> None:
-    transcript = engine.transcribe(demo(), speech(), options(word_timestamps=True), nothing)
+    transcript = transcribed(engine, demo(), speech(), options(word_timestamps=True))
     for segment in transcript.segments:
         assert "".join(word.word for word in segment.words) == segment.text
         edges = [edge for word in segment.words for edge in (word.start, word.end)]
@@ -86,43 +87,96 @@ def test_words_lie_in_their_segment_in_order(engine: Engine) -> None:
 
 
 def test_a_language_that_was_not_named_comes_with_its_probability(engine: Engine) -> None:
-    transcript = engine.transcribe(demo(), speech(), options(), nothing)
+    transcript = transcribed(engine, demo(), speech(), options())
     assert transcript.language == "en"
     assert transcript.language_probability is not None
     assert 0 < transcript.language_probability <= 1
 
 
 def test_a_language_that_was_named_comes_without(engine: Engine) -> None:
-    transcript = engine.transcribe(demo(), speech(), options(language="fr"), nothing)
+    transcript = transcribed(engine, demo(), speech(), options(language="fr"))
     assert transcript.language == "fr"
     assert transcript.language_probability is None
 
 
 def test_silence_has_no_segments(engine: Engine) -> None:
-    transcript = engine.transcribe(demo(), silence(20), options(), nothing)
+    transcript = transcribed(engine, demo(), silence(20), options())
     assert (transcript.text, transcript.segments, transcript.token_count) == ("", (), 0)
 
 
 @pytest.mark.parametrize("n_samples", [1, 159, 161, 1600])
 def test_a_moment_of_audio_is_no_error(engine: Engine, n_samples: int) -> None:
-    transcript = engine.transcribe(demo(), speech()[8000 : 8000 + n_samples], options(), nothing)
+    transcript = transcribed(engine, demo(), speech()[8000 : 8000 + n_samples], options())
     assert transcript.duration == n_samples / SAMPLE_RATE_HZ
 
 
 def test_progress_never_goes_back_and_ends_at_one(engine: Engine) -> None:
     fractions: list[float] = []
-    engine.transcribe(demo(), TWO_WINDOWS, options(), fractions.append)
+    transcribed(engine, demo(), TWO_WINDOWS, options(), fractions.append)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert any(0 < fraction < 1 for fraction in fractions)
 
 
-@pytest.mark.parametrize("beats", [0, 2])
-def test_a_job_can_be_stopped_and_the_next_one_is_unharmed(engine: Engine, beats: int) -> None:
-    expected = engine.transcribe(demo(), speech(), options(), nothing)
-    with pytest.raises(JobCancelled):
-        engine.transcribe(demo(), TWO_WINDOWS, options(), StopAfter(beats))
-    assert engine.transcribe(demo(), speech(), options(), nothing) == expected
+def test_a_file_that_has_not_ended_has_no_more_than_it_has(engine: Engine) -> None:
+    begun = engine.begin(demo(), TWO_WINDOWS, options())
+    assert not begun.ended
+    assert begun.fraction == 0.0
+    assert begun.heard() == ()
+    engine.drop(begun)
+
+
+def test_what_is_heard_grows_and_the_result_begins_with_it(engine: Engine) -> None:
+    begun = engine.begin(demo(), TWO_WINDOWS, options())
+    heard = [begun.heard()]
+    while not begun.ended:
+        engine.step()
+        heard.append(begun.heard())
+    for earlier, later in pairwise([*heard, begun.result().segments]):
+        assert later[: len(earlier)] == earlier
+    assert heard[-1] == begun.result().segments
+
+
+def test_results_do_not_depend_on_who_else_is_in_flight(engine: Engine) -> None:
+    engine.load(demo("second"), nothing)
+    files = [
+        (demo(), TWO_WINDOWS, options()),
+        (demo("second"), speech(), options(language="en")),
+        (demo(), speech("The red cat hears the old king."), options(word_timestamps=True)),
+        (demo(), silence(20), options()),
+    ]
+    alone = [transcribed(engine, *file) for file in files]
+    begun = [engine.begin(*file) for file in files]
+    while not all(one.ended for one in begun):
+        engine.step()
+    assert [one.result() for one in begun] == alone
+    engine.unload("second")
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_one_is_dropped_and_its_neighbours_are_unharmed(engine: Engine, steps: int) -> None:
+    expected = transcribed(engine, demo(), speech(), options())
+    dropped = engine.begin(demo(), TWO_WINDOWS, options())
+    neighbour = engine.begin(demo(), speech(), options())
+    for _ in range(steps):
+        engine.step()
+    engine.drop(dropped)
+    engine.drop(dropped)
+    while not neighbour.ended:
+        engine.step()
+    assert neighbour.result() == expected
+    engine.drop(neighbour)
+    assert neighbour.result() == expected
+    assert transcribed(engine, demo(), speech(), options()) == expected
+
+
+def test_a_step_with_nothing_in_flight_does_nothing(engine: Engine) -> None:
+    engine.step()
+
+
+def test_a_model_that_is_not_loaded_is_refused(engine: Engine) -> None:
+    with pytest.raises(JobError, match="unknown"):
+        engine.begin(demo("unknown"), speech(), options())
 
 
 def test_models_come_and_go(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from gpu_daemon.engine.faults import guarded
 from gpu_daemon.engine.transcribe import WhisperEngine, create, listen
 from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
 from gpu_daemon.jobs.model import JobOptions
-from tests.runners import DEMO, SENTENCE, demo, silence, speech, spoken_at
+from tests.runners import DEMO, SENTENCE, demo, silence, speech, spoken_at, transcribed
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
@@ -91,7 +91,7 @@ def options(**given: object) -> JobOptions:
 def test_a_sentence_is_understood_and_its_language_known(
     engine: WhisperEngine, language: str, voice: str, sentence: str
 ) -> None:
-    transcript = engine.transcribe(demo(), speech(sentence, voice), options(), nothing)
+    transcript = transcribed(engine, demo(), speech(sentence, voice), options())
     assert transcript.text == sentence
     assert transcript.language == language
 
@@ -99,7 +99,7 @@ def test_a_sentence_is_understood_and_its_language_known(
 @pytest.mark.parametrize("words", [False, True], ids=["segments", "words"])
 def test_it_hears_what_whisper_itself_hears(engine: WhisperEngine, words: bool) -> None:
     audio = spoken_at(0, 3, 30.2)
-    transcript = engine.transcribe(demo(), audio, options(word_timestamps=words, temperature=(0.0,)), nothing)
+    transcript = transcribed(engine, demo(), audio, options(word_timestamps=words, temperature=(0.0,)))
     itself = whisper.load_model(str(DEMO), device="cpu").transcribe(
         audio, word_timestamps=words, temperature=(0.0,), fp16=False
     )
@@ -127,19 +127,19 @@ def test_it_hears_what_whisper_itself_hears(engine: WhisperEngine, words: bool) 
     ],
 )
 def test_options_are_taken(engine: WhisperEngine, given: dict[str, Any]) -> None:
-    transcript = engine.transcribe(demo(), speech(), options(**given), nothing)
+    transcript = transcribed(engine, demo(), speech(), options(**given))
     assert "dog" in transcript.text
     if "temperature" in given:
         assert transcript.segments[0].temperature == 0.2
 
 
 def test_a_special_token_in_a_prompt_is_text(engine: WhisperEngine) -> None:
-    engine.transcribe(demo(), speech(), options(initial_prompt="<|endoftext|>"), nothing)
+    transcribed(engine, demo(), speech(), options(initial_prompt="<|endoftext|>"))
 
 
 @pytest.mark.parametrize("hotwords", ["dog", "dog cat king " * 200, " "])
 def test_hotwords_of_any_length(engine: WhisperEngine, hotwords: str) -> None:
-    engine.transcribe(demo(), speech(), options(hotwords=hotwords, initial_prompt="My friend is happy."), nothing)
+    transcribed(engine, demo(), speech(), options(hotwords=hotwords, initial_prompt="My friend is happy."))
 
 
 class Heard(list[list[int]]):
@@ -172,18 +172,12 @@ def test_hotwords_are_in_the_prompt_of_every_window_and_a_prompt_in_the_first_on
     assert not any(contained["initial_prompt"][1:])
 
 
-def test_progress_counts_windows_that_are_skipped_as_silent(engine: WhisperEngine) -> None:
+def test_progress_counts_windows_that_are_skipped_as_silent(model: WatchedWhisper) -> None:
     fractions: list[float] = []
-    engine.transcribe(demo(), np.concatenate([speech(), silence(120)]), options(), fractions.append)
+    listen(model, np.concatenate([speech(), silence(120)]), options(), fractions.append)
     steps = sorted(set(fractions))
     assert len(steps) >= 5
     assert max(later - earlier for earlier, later in pairwise(steps)) < 0.3
-
-
-def test_it_beats_many_times_in_a_window(engine: WhisperEngine) -> None:
-    beats: list[float] = []
-    engine.transcribe(demo(), speech(), options(), beats.append)
-    assert len(beats) > 10
 
 
 def test_an_alignment_that_is_stopped_leaves_nothing_behind(model: WatchedWhisper) -> None:
@@ -223,7 +217,7 @@ def test_what_a_model_cannot_do_is_said(
     spec = save(**dims)
     engine.load(spec, nothing)
     with pytest.raises(JobError, match=message) as caught:
-        engine.transcribe(spec, speech(), options(**given), nothing)
+        transcribed(engine, spec, speech(), options(**given))
     assert caught.value.code == code
     engine.unload(spec.name)
 
@@ -231,16 +225,16 @@ def test_what_a_model_cannot_do_is_said(
 def test_english_to_a_model_of_english_is_fine(engine: WhisperEngine, save: Save) -> None:
     spec = save(n_vocab=51864)
     engine.load(spec, nothing)
-    transcript = engine.transcribe(spec, speech(), options(language="en", temperature=(0.0,)), nothing)
+    transcript = transcribed(engine, spec, speech(), options(language="en", temperature=(0.0,)))
     assert transcript.language == "en"
-    unnamed = engine.transcribe(spec, speech(), options(temperature=(0.0,)), nothing)
+    unnamed = transcribed(engine, spec, speech(), options(temperature=(0.0,)))
     assert (unnamed.language, unnamed.language_probability) == ("en", None)
     engine.unload(spec.name)
 
 
 def test_a_model_that_can_translate_does(engine: WhisperEngine) -> None:
     given = options(task="translate", language="fr", temperature=(0.0,))
-    engine.transcribe(demo(), speech("Le chat noir regarde mon jardin.", "fr-fr"), given, nothing)
+    transcribed(engine, demo(), speech("Le chat noir regarde mon jardin.", "fr-fr"), given)
 
 
 # Checkpoints.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.runner.protocol import (
@@ -18,6 +19,7 @@ from gpu_daemon.runner.protocol import (
     Failed,
     Hello,
     JobProgress,
+    JobSegments,
     Launch,
     Models,
     Ping,
@@ -28,7 +30,7 @@ from gpu_daemon.runner.protocol import (
     encode,
     parse_header,
 )
-from gpu_daemon.transcript.model import Transcript
+from gpu_daemon.transcript.model import Segment, Transcript
 from tests.runners import LIMIT_S, pcm, run_of, speech
 
 
@@ -62,6 +64,15 @@ class Child:
         async with asyncio.timeout(LIMIT_S):
             head_bytes, body_bytes = parse_header(await self.reader.readexactly(HEADER.size))
             return decode(await self.reader.readexactly(head_bytes)), await self.reader.readexactly(body_bytes)
+
+    async def beat_of(self, job_id: str) -> None:
+        while not isinstance(message := (await self.receive())[0], JobProgress) or message.job_id != job_id:
+            pass
+
+    async def next_models(self) -> dict[str, int]:
+        while not isinstance(message := (await self.receive())[0], Models):
+            pass
+        return message.loaded
 
     async def receive_ends(self, count: int) -> list[tuple[Done | Failed, bytes]]:
         ends: list[tuple[Done | Failed, bytes]] = []
@@ -116,22 +127,131 @@ async def test_a_whole_conversation(child: Child, audio: Path) -> None:
     assert await child.exit_status() == 0
 
 
-async def test_jobs_wait_their_turn_and_each_answer_names_its_own(child: Child, audio: Path) -> None:
-    for name in ("one", "two", "three"):
-        child.send(run_of(audio, name, initial_prompt="fake:error" if name == "two" else None))
-    ends = [message for message, _ in await child.receive_ends(3)]
-    assert [(end.job_id, end.kind) for end in ends] == [("one", "done"), ("two", "failed"), ("three", "done")]
+async def test_jobs_in_flight_do_not_wait_for_each_other(child: Child, audio: Path, tmp_path: Path) -> None:
+    child.send(run_of(audio, "one", initial_prompt=f"fake:until={tmp_path / 'go'}"))
+    child.send(run_of(audio, "two", initial_prompt="fake:error"))
+    child.send(run_of(audio, "three"))
+    ends = await child.receive_ends(2)
+    assert [(end.job_id, end.kind) for end, _ in ends] == [("two", "failed"), ("three", "done")]
+    (tmp_path / "go").touch()
+    ((one, transcript),) = await child.receive_ends(1)
+    assert (one.job_id, one.kind) == ("one", "done")
+    assert transcript == ends[1][1]
 
 
-async def test_a_job_cancelled_before_its_turn_is_not_begun(child: Child, audio: Path) -> None:
-    child.send(run_of(audio, "one", initial_prompt="fake:sleep=0.5"))
+async def test_what_is_heard_comes_while_it_is_heard(child: Child, audio: Path) -> None:
+    child.send(run_of(audio, "job-7", skip_samples=8000))
+    heard: list[Segment] = []
+    while True:
+        message, body = await child.receive()
+        if isinstance(message, JobSegments):
+            assert (message.job_id, message.first) == ("job-7", len(heard))
+            heard += TypeAdapter(list[Segment]).validate_json(body)
+        if isinstance(message, Done):
+            break
+    assert heard == list(Transcript.model_validate_json(body).segments)
+    assert heard[0].start == 0.5
+
+
+async def test_a_cancelled_job_is_dropped_and_its_neighbour_goes_on(child: Child, audio: Path, tmp_path: Path) -> None:
+    child.send(run_of(audio, "one", initial_prompt=f"fake:until={tmp_path / 'go'}"))
     child.send(run_of(audio, "two", initial_prompt="fake:sleep=60"))
+    await child.beat_of("two")
     child.send(Cancel(job_id=JobId("two")))
     child.send(Cancel(job_id=JobId("unknown")))
-    (first, _), (second, _) = await child.receive_ends(2)
-    assert isinstance(first, Done)
-    assert isinstance(second, Failed)
-    assert (second.job_id, second.code) == ("two", "cancelled")
+    ((two, _),) = await child.receive_ends(1)
+    assert isinstance(two, Failed)
+    assert (two.job_id, two.code) == ("two", "cancelled")
+    (tmp_path / "go").touch()
+    ((one, _),) = await child.receive_ends(1)
+    assert (one.job_id, one.kind) == ("one", "done")
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("fake:bug", "engine_error"), ("fake:full", "gpu_oom")])
+async def test_what_a_step_raises_is_tried_again_unless_a_job_was_alone(
+    child: Child, audio: Path, prompt: str, code: str
+) -> None:
+    child.send(run_of(audio, "one", initial_prompt="fake:sleep=60"))
+    await child.beat_of("one")
+    child.send(run_of(audio, "two", initial_prompt=prompt))
+    ends = [end for end, _ in await child.receive_ends(2)]
+    assert {(end.job_id, end.code, end.retryable) for end in ends if isinstance(end, Failed)} == {
+        ("one", code, True),
+        ("two", code, True),
+    }
+    child.send(run_of(audio, "two", initial_prompt=prompt))
+    ((alone, _),) = await child.receive_ends(1)
+    assert isinstance(alone, Failed)
+    assert (alone.code, alone.retryable) == (code, code == "gpu_oom")
+    child.send(run_of(audio, "three"))
+    ((three, _),) = await child.receive_ends(1)
+    assert isinstance(three, Done)
+
+
+async def test_a_lost_device_ends_everything(child: Child, audio: Path) -> None:
+    child.send(run_of(audio, "one", initial_prompt="fake:sleep=60"))
+    child.send(run_of(audio, "two", initial_prompt="fake:lost"))
+    ends = [end for end, _ in await child.receive_ends(2)]
+    assert {(end.job_id, end.code) for end in ends if isinstance(end, Failed)} == {
+        ("one", "gpu_error"),
+        ("two", "gpu_error"),
+    }
+    assert await child.exit_status() == 1
+
+
+async def test_others_beat_and_obey_while_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, audio: Path, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    monkeypatch.setenv("FAKE_LOAD_UNTIL", str(there))
+    there.touch()
+    child = await Child.spawn(parent_pid=os.getpid())
+    for name in ("one", "two"):
+        child.send(run_of(audio, name, initial_prompt="fake:sleep=60"))
+        await child.beat_of(name)
+    there.unlink()
+    child.send(run_of(audio, "three", model="second"))
+    await child.beat_of("three")
+    for _ in range(2):
+        await child.beat_of("one")
+    child.send(Cancel(job_id=JobId("two")))
+    ((two, _),) = await child.receive_ends(1)
+    assert isinstance(two, Failed)
+    assert (two.job_id, two.code) == ("two", "cancelled")
+    there.touch()
+    ((three, _),) = await child.receive_ends(1)
+    assert (three.job_id, three.kind) == ("three", "done")
+    await child.close()
+
+
+async def test_a_model_without_room_waits_for_another_job_and_nobody_overtakes(
+    monkeypatch: pytest.MonkeyPatch, audio: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_ROOM", "1")
+    child = await Child.spawn(parent_pid=os.getpid())
+    child.send(run_of(audio, "one", initial_prompt=f"fake:until={tmp_path / 'go'}"))
+    child.send(run_of(audio, "two", model="second"))
+    child.send(run_of(audio, "three"))
+    for _ in range(2):
+        await child.beat_of("two")
+    (tmp_path / "go").touch()
+    ends = [end for end, _ in await child.receive_ends(3)]
+    assert [(end.job_id, end.kind) for end in ends] == [("one", "done"), ("two", "done"), ("three", "done")]
+    await child.close()
+
+
+async def test_a_model_in_use_is_put_away_when_it_is_no_more(child: Child, audio: Path, tmp_path: Path) -> None:
+    child.send(run_of(audio, "one", initial_prompt=f"fake:until={tmp_path / 'go'}"))
+    assert set(await child.next_models()) == {"demo"}
+    child.send(run_of(audio, "two", model="second"))
+    await child.receive_ends(1)
+    child.send(Unload(model="demo"))
+    child.send(Unload(model="second"))
+    assert set(await child.next_models()) == {"demo"}
+    (tmp_path / "go").touch()
+    ((one, _),) = await child.receive_ends(1)
+    assert (one.job_id, one.kind) == ("one", "done")
+    assert await child.next_models() == {}
 
 
 async def test_it_ends_when_the_parent_hangs_up_even_in_the_middle_of_a_job(child: Child, audio: Path) -> None:
