@@ -1,4 +1,7 @@
-"""From the client's file to what the engine hears: mono, 16 kHz, signed 16 bit, on the file's own timeline."""
+"""From the client's file to what the engine hears: 16 kHz, signed 16 bit, on the file's own timeline.
+
+Mono; or, where each channel is a speaker, all channels, sample by sample in turn.
+"""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import BYTES_PER_SAMPLE, all_audio, counted
-from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, examine
+from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, check_channels, examine
 from gpu_daemon.audio.sink import NO_SPACE
 from gpu_daemon.audio.wave import copy_samples, loud_at_once, plain_samples
 from gpu_daemon.blocking import blocking
@@ -23,7 +26,9 @@ TIMEOUT_PER_AUDIO_S = 0.25
 @dataclass(frozen=True, slots=True)
 class Decoded:
     path: Path
+    channels: int
     n_samples: int
+    """Of each channel, as is the next."""
     skip_samples: int
     """Leading silence."""
 
@@ -32,16 +37,23 @@ class Decoded:
         return self.n_samples / SAMPLE_RATE_HZ
 
 
-async def decode(source: Path, target: Path, *, max_duration_s: int, trim_silence: bool) -> Decoded:
-    """Raises NotMedia, TooLarge, JobError; there is no target then, nor when the caller is cancelled."""
+async def decode(
+    source: Path, target: Path, *, max_duration_s: int, trim_silence: bool, split: bool = False
+) -> Decoded:
+    """`split`: do not mix the channels.
+
+    Raises NotMedia, TooLarge, InvalidRequest, JobError; there is no target then, nor when the caller is cancelled.
+    """
     timeout_s = TIMEOUT_BASE_S + TIMEOUT_PER_AUDIO_S * max_duration_s
     complete = False
     try:
         if (n_samples := await blocking(partial(_copied, source, target, max_duration_s, trim_silence))) is not None:
             complete = True
-            return Decoded(target, n_samples, 0)
+            return Decoded(target, 1, n_samples, 0)
         info = await examine(source, timeout_s)
-        decoded = await _decode(source, target, info, max_duration_s, trim_silence, timeout_s)
+        if split:
+            check_channels(info)
+        decoded = await _decode(source, target, info, max_duration_s, trim_silence, split, timeout_s)
         complete = True
         return decoded
     except FfmpegTimeout as error:
@@ -68,8 +80,16 @@ def _copied(source: Path, target: Path, max_duration_s: int, trim_silence: bool)
 
 
 async def _decode(
-    source: Path, target: Path, info: AudioInfo, max_duration_s: int, trim_silence: bool, timeout_s: float
+    source: Path,
+    target: Path,
+    info: AudioInfo,
+    max_duration_s: int,
+    trim_silence: bool,
+    split: bool,
+    timeout_s: float,
 ) -> Decoded:
+    channels, layout = (info.channels, info.layout) if split else (1, "mono")
+    sample_bytes = BYTES_PER_SAMPLE * channels
     lead_samples = round(info.starts_at_s * SAMPLE_RATE_HZ)
     room_samples = max_duration_s * SAMPLE_RATE_HZ - lead_samples
     if room_samples < 0:
@@ -77,7 +97,7 @@ async def _decode(
     output_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         # What comes before the first sample is a hole in the file: it reads as zeros and takes no space.
-        os.lseek(output_fd, lead_samples * BYTES_PER_SAMPLE, os.SEEK_SET)
+        os.lseek(output_fd, lead_samples * sample_bytes, os.SEEK_SET)
         # One sample more than allowed tells a file that is too long from one that just fits.
         most_samples = room_samples + 1
         finished = await run_ffmpeg(
@@ -85,17 +105,18 @@ async def _decode(
                 source,
                 output_fd,
                 container=info.container,
+                layout=layout,
                 most_samples=most_samples,
                 lead_samples=lead_samples,
                 trim_silence=trim_silence,
             ),
             timeout_s=timeout_s,
-            max_file_bytes=(lead_samples + most_samples) * BYTES_PER_SAMPLE,
+            max_file_bytes=(lead_samples + most_samples) * sample_bytes,
             output_fd=output_fd,
         )
     finally:
         os.close(output_fd)
-    n_samples = target.stat().st_size // BYTES_PER_SAMPLE
+    n_samples = target.stat().st_size // sample_bytes
     if n_samples > max_duration_s * SAMPLE_RATE_HZ:
         raise _too_long(max_duration_s)
     if finished.status != 0 or n_samples == 0 or TOO_MANY_STREAMS in finished.stderr:
@@ -103,8 +124,8 @@ async def _decode(
         raise _failure(finished)
     if "[error]" in finished.stderr:
         log.info("audio.damaged", decoded_s=n_samples / SAMPLE_RATE_HZ, stderr=finished.stderr[-2000:])
-    heard_samples = counted(finished.stdout) if trim_silence else None
-    return Decoded(target, n_samples, 0 if heard_samples is None else max(0, n_samples - heard_samples))
+    heard_samples = counted(finished.stdout, channels) if trim_silence else None
+    return Decoded(target, channels, n_samples, 0 if heard_samples is None else max(0, n_samples - heard_samples))
 
 
 def _too_long(max_duration_s: int) -> TooLarge:

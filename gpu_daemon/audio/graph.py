@@ -39,19 +39,28 @@ def first_frames(source: Path, count: int) -> list[str]:
 
 
 def all_audio(
-    source: Path, output_fd: int, *, container: str, most_samples: int, lead_samples: int, trim_silence: bool
+    source: Path,
+    output_fd: int,
+    *,
+    container: str,
+    layout: str,
+    most_samples: int,
+    lead_samples: int,
+    trim_silence: bool,
 ) -> list[str]:
     """One run, two branches: the audio to `output_fd`; to stdout, counted, what is left of it without silence before.
 
-    `lead_samples` of silence, which the caller has put in front, count as if they were there. `counted` reads stdout.
+    `layout`: of what comes out, as ffmpeg calls it; the file's own leaves its channels as they are. Silence ends when
+    one of them is loud. `lead_samples` of silence, which the caller has put in front, count as if they were there.
+    `counted` reads stdout.
     """
     stream = _audio_of(source)
     if container in TIMED:
         stream = stream.filter("asetpts", MONOTONIC)
-    stream = _mono(stream.filter("aresample", SAMPLE_RATE_HZ))
+    stream = _laid_out(stream.filter("aresample", SAMPLE_RATE_HZ), layout)
     if container in TIMED:
         # Gaps become silence. After resampling: before it, half an hour of them takes more than a gigabyte.
-        stream = _mono(stream.filter("aresample", **{"async": 1}))
+        stream = _laid_out(stream.filter("aresample", **{"async": 1}), layout)
     stream = stream.filter("atrim", end_sample=most_samples)
     branches = stream.filter_multi_output("asplit", 3) if trim_silence else [stream]
     # Packets are numbered: the muxer would drop those whose time is not after the last one's.
@@ -69,18 +78,18 @@ def _audio_of(source: Path) -> Any:
     return ffmpeg.input(f"file:{source.absolute()}", **INPUT_OPTIONS)["a:0"]
 
 
-def _mono(stream: Any) -> Any:
-    return stream.filter("aformat", sample_fmts="s16", sample_rates=SAMPLE_RATE_HZ, channel_layouts="mono")
+def _laid_out(stream: Any, layout: str) -> Any:
+    return stream.filter("aformat", sample_fmts="s16", sample_rates=SAMPLE_RATE_HZ, channel_layouts=layout)
 
 
 def _without_lead(stream: Any, lead_samples: int) -> Any:
     # ffmpeg 5.1 drops all there is when the very first sample is loud: at least one of silence goes before it.
-    stream = stream.filter("adelay", f"{max(1, lead_samples)}S")
+    stream = stream.filter("adelay", f"{max(1, lead_samples)}S", all=1)
     stream = stream.filter("silenceremove", start_periods=1, start_silence=0.5, start_threshold="-40dB")
     return stream.filter("asetnsamples", n=COUNTED_AT_ONCE, p=0)
 
 
-def counted(framecrc: str) -> int | None:
+def counted(framecrc: str, channels: int) -> int | None:
     """The samples in all lines but the mark's; each line is "stream, dts, pts, samples, bytes, checksum".
 
     None when there is a second mark. The silence after it was dropped too then, and where the first ended is not known.
@@ -91,5 +100,5 @@ def counted(framecrc: str) -> int | None:
             _, _, pts, _, n_bytes, _ = line.split(",")[:6]
             if int(pts) != total:
                 return None
-            total += int(n_bytes) // BYTES_PER_SAMPLE
+            total += int(n_bytes) // (BYTES_PER_SAMPLE * channels)
     return total - MARK_SAMPLES

@@ -12,7 +12,7 @@ from gpu_daemon.audio.allowed import MAX_STREAMS
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import first_frames
 from gpu_daemon.audio.wave import plain_samples
-from gpu_daemon.errors import NotMedia, TooLarge, Unavailable
+from gpu_daemon.errors import InvalidRequest, NotMedia, TooLarge, Unavailable
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.logs import log
 
@@ -20,6 +20,8 @@ PROBED_FRAMES = 8
 SAMPLE_RATES_HZ = range(1_000, 768_001)
 MAX_CHANNELS = 64
 """What libswresample can mix."""
+MAX_SPEAKERS = 8
+"""Channels that are transcribed each on its own: every one is the work of a file."""
 MAX_LATE_START_S = 10.0
 ZERO_BASED = {"mov", "matroska"}
 """Containers whose clock starts at 0 by their definition; elsewhere it starts anywhere, as a broadcast does."""
@@ -50,6 +52,8 @@ class AudioInfo:
     codec: str
     sample_rate_hz: int
     channels: int
+    layout: str
+    """Which they are, as ffmpeg calls it."""
     has_video: bool
     container: str
     """ffmpeg's first name for it."""
@@ -70,6 +74,16 @@ def check_duration(info: AudioInfo, max_duration_s: int) -> None:
     if info.duration_s is not None and info.duration_s > max_duration_s:
         raise TooLarge(
             f"the audio lasts {info.duration_s:.0f} s, the limit is {max_duration_s} s", code="too_long", param="file"
+        )
+
+
+def check_channels(info: AudioInfo) -> None:
+    """That each can be a speaker. Raises InvalidRequest."""
+    if info.channels > MAX_SPEAKERS:
+        raise InvalidRequest(
+            f"the audio has {info.channels} channels; channel_mode=split takes up to {MAX_SPEAKERS} (mix takes more)",
+            code="too_many_channels",
+            param="channel_mode",
         )
 
 
@@ -94,6 +108,7 @@ def plain_info(n_samples: int) -> AudioInfo:
         codec="pcm_s16le",
         sample_rate_hz=SAMPLE_RATE_HZ,
         channels=1,
+        layout="mono",
         has_video=False,
         container="wav",
         starts_at_s=0.0,
@@ -129,6 +144,7 @@ def described(finished: Finished) -> AudioInfo:
         codec=codec,
         sample_rate_hz=sample_rate_hz,
         channels=channels,
+        layout=layout[1],
         has_video=_VIDEO.search(said) is not None,
         container=name,
         starts_at_s=0.0 if duration_s is not None and starts_at_s >= duration_s else starts_at_s,

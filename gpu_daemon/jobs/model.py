@@ -30,6 +30,12 @@ class Mode(StrEnum):
     """Pieces between pauses, all at once, each on its own."""
 
 
+class ChannelMode(StrEnum):
+    MIX = "mix"
+    SPLIT = "split"
+    """Each channel is a speaker, as in recordings of calls."""
+
+
 class JobOptions(BaseModel):
     """What the client wants done, checked; stored with the job and sent to the runner."""
 
@@ -50,6 +56,7 @@ class JobOptions(BaseModel):
     mode: Mode = Mode.ACCURATE
     vad_filter: bool = False
     """Decode speech only; fast mode always does."""
+    channel_mode: ChannelMode = ChannelMode.MIX
 
 
 @dataclass(frozen=True, slots=True)

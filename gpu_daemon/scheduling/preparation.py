@@ -149,7 +149,11 @@ class Preparer:
             async with self._ffmpeg:
                 since_s = clock.monotonic()
                 audio = await decode(
-                    source, directory / DECODED_NAME, max_duration_s=self._max_duration_s, trim_silence=job.trim_silence
+                    source,
+                    directory / DECODED_NAME,
+                    max_duration_s=self._max_duration_s,
+                    trim_silence=job.trim_silence,
+                    split=job.split_channels,
                 )
         except GpuDaemonError as error:
             return error

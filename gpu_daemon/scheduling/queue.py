@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from gpu_daemon.jobs.model import Job, JobId
+from gpu_daemon.jobs.model import ChannelMode, Job, JobId
 
 AFFINITY_PLACES = 200
 """So far behind the first job one with a loaded model is looked for."""
@@ -22,6 +22,7 @@ class Waiting:
     model: str
     duration_s: float | None
     trim_silence: bool
+    split_channels: bool
     source_url: str | None = field(repr=False)
     """Where its file is to be fetched; None: it is there."""
     attempt: int
@@ -37,6 +38,7 @@ class Waiting:
             model=job.options.model,
             duration_s=job.duration_s,
             trim_silence=job.options.trim_silence,
+            split_channels=job.options.channel_mode is ChannelMode.SPLIT,
             source_url=job.source_url,
             attempt=job.attempt,
         )

@@ -12,9 +12,17 @@ from gpu_daemon.errors import NotMedia
 SOURCE = Path("/jobs/1/source")
 
 
-def of_all_audio(container: str, *, lead_samples: int = 0, trim_silence: bool = True) -> list[str]:
+def of_all_audio(
+    container: str, *, layout: str = "mono", lead_samples: int = 0, trim_silence: bool = True
+) -> list[str]:
     return all_audio(
-        SOURCE, 7, container=container, most_samples=16_001, lead_samples=lead_samples, trim_silence=trim_silence
+        SOURCE,
+        7,
+        container=container,
+        layout=layout,
+        most_samples=16_001,
+        lead_samples=lead_samples,
+        trim_silence=trim_silence,
     )
 
 
@@ -60,8 +68,8 @@ def test_silence_is_counted_only_when_it_is_to_be_trimmed() -> None:
 
 
 def test_a_late_start_is_in_front_of_what_is_counted() -> None:
-    assert "adelay=24000S[" in filters(of_all_audio("mov", lead_samples=24_000))
-    assert "adelay=1S[" in filters(of_all_audio("mov")), "never less than the one sample that ffmpeg 5.1 needs"
+    assert "adelay=24000S:all=1[" in filters(of_all_audio("mov", lead_samples=24_000))
+    assert "adelay=1S:all=1[" in filters(of_all_audio("mov")), "never less than the one sample that ffmpeg 5.1 needs"
 
 
 FRAMES = """#tb 0: 1/48000

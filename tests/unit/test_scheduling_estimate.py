@@ -16,6 +16,7 @@ def waiting(duration_s: float | None, model: str = "demo") -> Waiting:
         model=model,
         duration_s=duration_s,
         trim_silence=True,
+        split_channels=False,
         source_url=None,
         attempt=0,
     )

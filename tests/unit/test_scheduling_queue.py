@@ -14,6 +14,7 @@ def waiting(seq: int, priority: int = 0, model: str = "demo", client: str | None
         model=model,
         duration_s=1.0,
         trim_silence=True,
+        split_channels=False,
         source_url=None,
         attempt=0,
     )
