@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from gpu_daemon import __version__
-from gpu_daemon.api import callbacks, documents, errors, health, jobs, operations, pages, services, submit
+from gpu_daemon.api import callbacks, documents, errors, health, jobs, operations, pages, results, services, submit
 from gpu_daemon.api.attendance import Attendance
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
@@ -11,6 +11,16 @@ from gpu_daemon.api.intake import Intake
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.errors import InvalidRequest, SettingsError
 from gpu_daemon.jobs.languages import language_code
+
+ROUTERS = (
+    submit.router,
+    jobs.router,
+    results.router,
+    callbacks.router,
+    services.router,
+    health.router,
+    operations.router,
+)
 
 
 def create_app(context: Context) -> FastAPI:
@@ -30,7 +40,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.intake = Intake(context)
     app.state.attendance = Attendance(context)
     app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
-    for router in (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router):
+    for router in ROUTERS:
         app.include_router(router)
     document = documents.openapi(app)
     pages.install(app, document)

@@ -117,6 +117,13 @@ JSON_PROPERTIES = {name: said for name, said in FORM_PROPERTIES.items() if name 
     },
 }
 
+PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "`wait=N`: wait N seconds for the result (RFC 7240); submitting is answered 202 if it takes longer.",
+}
+
 TRANSCRIBE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -142,12 +149,7 @@ TRANSCRIBE_BODY: dict[str, Any] = {
         },
     },
     "parameters": [
-        {
-            "name": "Prefer",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "`wait=N`: wait N seconds for the result; 202 if it takes longer (RFC 7240).",
-        },
+        PREFER,
         {
             "name": "Idempotency-Key",
             "in": "header",

@@ -1,6 +1,5 @@
 """Reading, cancelling and deleting jobs."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -8,26 +7,20 @@ from starlette.responses import JSONResponse, Response
 
 from gpu_daemon.api.access import Client, own_job
 from gpu_daemon.api.context import Context, context_of
+from gpu_daemon.api.documents import PREFER
 from gpu_daemon.api.errors import documented
+from gpu_daemon.api.line import ended
+from gpu_daemon.api.prefer import applied, preferred_wait_s
 from gpu_daemon.api.schemas import JobPage, JobView, callback_view, job_summary, spliced
 from gpu_daemon.errors import Conflict
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
-from gpu_daemon.transcript.formats import Format, parse_result, render
 
 router = APIRouter(tags=["jobs"])
 MOST_JOBS = 500
 MAX_SEQ = 2**63 - 1
 NO_NUL = r"^[^\x00]*$"
 """PostgreSQL has no text with NUL in it."""
-CONTENT_TYPES = {
-    Format.JSON: "application/json",
-    Format.VERBOSE_JSON: "application/json",
-    Format.TEXT: "text/plain; charset=utf-8",
-    Format.SRT: "application/x-subrip; charset=utf-8",
-    Format.VTT: "text/vtt; charset=utf-8",
-    Format.TSV: "text/tab-separated-values; charset=utf-8",
-}
 JobIdPath = Annotated[str, Path(description="as POST /transcribe answered it")]
 
 
@@ -56,47 +49,19 @@ async def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     response_model=JobView,
-    summary="One job, with its result when it has one",
+    summary="One job, with its result when it has one; `Prefer: wait=N` has it answered when the job has ended",
     responses=documented(401, 404),
+    openapi_extra={"parameters": [PREFER]},
 )
 async def get_job(request: Request, client: Client, job_id: JobIdPath) -> Response:
     context = context_of(request)
-    return await whole_job(context, await own_job(context, client, job_id))
-
-
-@router.get(
-    "/jobs/{job_id}/result",
-    summary="The transcript, in any format",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "the transcript",
-            "content": {kind.split(";")[0]: {} for kind in CONTENT_TYPES.values()},
-        },
-        **documented(400, 401, 404, 409),
-    },
-)
-async def get_result(
-    request: Request,
-    client: Client,
-    job_id: JobIdPath,
-    format: Annotated[
-        Format, Query(description="`json` is the text alone, `verbose_json` everything")
-    ] = Format.VERBOSE_JSON,
-) -> Response:
-    context = context_of(request)
     job = await own_job(context, client, job_id)
-    text = await context.jobs.result(job.id)
-    if text is None:
-        raise Conflict(f"the job is {job.state.value}: it has no result", code="no_result")
-    if format is not Format.VERBOSE_JSON:
-        text = await asyncio.to_thread(_rendered, format, text)
-    return Response(text, headers={"Content-Type": CONTENT_TYPES[format]})
-
-
-def _rendered(format: Format, stored: str) -> str:
-    """A long result takes a while to read: in a thread."""
-    return render(format, parse_result(stored))
+    wait_s = preferred_wait_s(request)
+    if wait_s is None:
+        return await whole_job(context, job)
+    answer = await whole_job(context, await ended(context, request.receive, job, wait_s))
+    answer.headers.update(applied(wait_s))
+    return answer
 
 
 @router.post(

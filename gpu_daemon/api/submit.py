@@ -1,7 +1,5 @@
 """POST /transcribe."""
 
-import re
-
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
@@ -11,6 +9,7 @@ from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import JobFailed, documented, refusal
 from gpu_daemon.api.intake import Intake, Taken, Translation
 from gpu_daemon.api.line import ended
+from gpu_daemon.api.prefer import MAX_WAIT_S, applied, preferred_wait_s
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
@@ -19,8 +18,6 @@ from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
 
 router = APIRouter(tags=["jobs"])
-MAX_WAIT_S = 24 * 3600.0
-PREFERRED_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?![\w.])")
 MB = 1024 * 1024
 
 
@@ -41,9 +38,9 @@ async def transcribe(request: Request, client: Client) -> Response:
     taken = await take(request, client)
     job = taken.job
     headers = {"Location": f"/jobs/{job.id}", "x-job-id": job.id}
-    wait_s = _preferred_wait_s(request)
+    wait_s = preferred_wait_s(request)
     if wait_s is not None:
-        headers["Preference-Applied"] = f"wait={wait_s:.0f}"
+        headers |= applied(wait_s)
     if taken.replayed:
         headers["Idempotent-Replayed"] = "true"
     waits = taken.submission.wait or wait_s is not None
@@ -69,12 +66,6 @@ async def take(
     taken = await intake.accept(request, client, translate, rejoin=rejoin)
     reach(FaultPoint.ANSWERING)
     return taken
-
-
-def _preferred_wait_s(request: Request) -> float | None:
-    """RFC 7240: `Prefer: wait=10`; what cannot be read is ignored."""
-    found = PREFERRED_WAIT.search(request.headers.get("prefer", ""))
-    return None if found is None else min(MAX_WAIT_S, float(found[1]))
 
 
 async def _result(context: Context, job: Job) -> Response:

@@ -1,11 +1,18 @@
 """A transcript as the files people want (pure). Cues and times as openai-whisper writes them."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import assert_never
+from itertools import groupby
+from typing import Any, assert_never
 
+from gpu_daemon.transcript.cues import PLAIN, Cue, CueOptions, cues, one_line
 from gpu_daemon.transcript.model import Segment, Transcript
+
+NUMBERED_SPEAKER = re.compile(r"SPEAKER_\d+")
+UNKNOWN_SPEAKER = "unknown"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Format(StrEnum):
@@ -17,6 +24,8 @@ class Format(StrEnum):
     SRT = "srt"
     VTT = "vtt"
     TSV = "tsv"
+    DIARIZED_JSON = "diarized_json"
+    """Who said what, as OpenAI's API writes it."""
 
 
 def parse_result(text: str) -> Transcript:
@@ -24,44 +33,84 @@ def parse_result(text: str) -> Transcript:
     return Transcript.model_validate_json(text, extra="ignore")
 
 
-def render(format: Format, transcript: Transcript) -> str:
+def render(format: Format, transcript: Transcript, options: CueOptions = PLAIN) -> str:
+    """`options` are for SRT and WebVTT; those that need the times of words change nothing where there are none."""
     match format:
         case Format.JSON:
             return json.dumps({"text": transcript.text.strip()}, ensure_ascii=False)
         case Format.VERBOSE_JSON:
             return transcript.model_dump_json()
         case Format.TEXT:
-            return f"{text}\n" if (text := transcript.text.strip()) else ""
+            return "".join(f"{line}\n" for line in _lines(transcript))
         case Format.SRT:
             return "".join(
-                f"{number}\n{_srt_time(start_ms)} --> {_srt_time(end_ms)}\n{_no_arrow(text)}\n\n"
-                for number, (start_ms, end_ms, text) in enumerate(_cues(transcript), start=1)
+                f"{number}\n{_srt_time(cue.start_ms)} --> {_srt_time(cue.end_ms)}\n{_srt_text(cue)}\n\n"
+                for number, cue in enumerate(cues(transcript.segments, options), start=1)
             )
         case Format.VTT:
             return "WEBVTT\n\n" + "".join(
-                f"{_vtt_time(start_ms)} --> {_vtt_time(end_ms)}\n{_vtt_text(text)}\n\n"
-                for start_ms, end_ms, text in _cues(transcript)
+                f"{_vtt_time(cue.start_ms)} --> {_vtt_time(cue.end_ms)}\n{_vtt_text(cue)}\n\n"
+                for cue in cues(transcript.segments, options)
             )
         case Format.TSV:
             return "start\tend\ttext\n" + "".join(
-                f"{start_ms}\t{end_ms}\t{text}\n" for start_ms, end_ms, text in _cues(transcript)
+                f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}\n"
+                for segment in transcript.segments
+                if (text := one_line(segment.text).strip())
             )
+        case Format.DIARIZED_JSON:
+            return json.dumps(_diarized(transcript), ensure_ascii=False)
         case _:
             assert_never(format)
 
 
-def _cues(transcript: Transcript) -> Iterator[tuple[int, int, str]]:
-    """Start and end in milliseconds, and the text on one line: a blank line or a tab would end the cue or the field."""
-    for segment in transcript.segments:
-        if text := " ".join(segment.text.strip().replace("\t", " ").splitlines()):
-            start_s, end_s = _span_s(segment)
-            yield round(start_s * 1000), round(end_s * 1000), text
+def diarized_segment(segment: Segment, names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "type": "transcript.text.segment",
+        "id": f"seg_{segment.id}",
+        "start": segment.start,
+        "end": segment.end,
+        "speaker": UNKNOWN_SPEAKER if segment.speaker is None else names.get(segment.speaker, segment.speaker),
+        "text": segment.text.strip(),
+    }
 
 
-def _span_s(segment: Segment) -> tuple[float, float]:
-    if segment.words:
-        return segment.words[0].start, segment.words[-1].end
-    return segment.start, segment.end
+def speaker_names(segments: Sequence[Segment]) -> dict[str, str]:
+    """What OpenAI's API calls speakers whom nobody knows: A, B, … in the order in which they first speak."""
+    numbered = (segment.speaker for segment in segments if NUMBERED_SPEAKER.fullmatch(segment.speaker or ""))
+    return {speaker or "": _letter(i) for i, speaker in enumerate(dict.fromkeys(numbered))}
+
+
+def _letter(number: int) -> str:
+    """A … Z, AA, AB …"""
+    more, last = divmod(number, len(LETTERS))
+    return (_letter(more - 1) if more else "") + LETTERS[last]
+
+
+def _diarized(transcript: Transcript) -> dict[str, Any]:
+    names = speaker_names(transcript.segments)
+    return {
+        "task": "transcribe",
+        "duration": transcript.duration,
+        "text": transcript.text.strip(),
+        "segments": [diarized_segment(segment, names) for segment in transcript.segments],
+        "usage": {"type": "duration", "seconds": transcript.duration},
+    }
+
+
+def _lines(transcript: Transcript) -> Iterator[str]:
+    """One; where speakers are known one for each turn."""
+    if all(segment.speaker is None for segment in transcript.segments):
+        if text := transcript.text.strip():
+            yield text
+        return
+    for speaker, turn in groupby(transcript.segments, key=lambda segment: segment.speaker):
+        if text := "".join(one_line(segment.text) for segment in turn).strip():
+            yield _said_by(speaker) + text
+
+
+def _said_by(speaker: str | None) -> str:
+    return "" if speaker is None else f"[{speaker}]: "
 
 
 def _clock(time_ms: int) -> tuple[int, int, int, int]:
@@ -82,11 +131,23 @@ def _vtt_time(time_ms: int) -> str:
     return f"{hours}{m:02d}:{s:02d}.{ms:03d}"
 
 
+def _srt_text(cue: Cue) -> str:
+    """SubRip has no way to say `<b>` and mean it; whisper leaves it, too."""
+    text = _said_by(cue.speaker) + _no_arrow(cue.before)
+    return f"{text}<u>{_no_arrow(cue.underlined)}</u>{_no_arrow(cue.after)}" if cue.underlined else text
+
+
 def _no_arrow(text: str) -> str:
     """`-->` inside a text is taken for a time line; how whisper writes it."""
     return text.replace("-->", "->")
 
 
-def _vtt_text(text: str) -> str:
-    """WebVTT has markup: https://www.w3.org/TR/webvtt1/#webvtt-cue-text"""
+def _vtt_text(cue: Cue) -> str:
+    """WebVTT has markup, a tag for the voice among it: https://www.w3.org/TR/webvtt1/#webvtt-cue-text"""
+    voice = "" if cue.speaker is None else f"<v {_escaped(cue.speaker)}>"
+    text = voice + _escaped(cue.before)
+    return f"{text}<u>{_escaped(cue.underlined)}</u>{_escaped(cue.after)}" if cue.underlined else text
+
+
+def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

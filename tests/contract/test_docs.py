@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.routing import Route
 
-from gpu_daemon.api import callbacks, health, jobs, operations, services, submit
+from gpu_daemon.api.app import ROUTERS
 from gpu_daemon.cli import app
 from gpu_daemon.settings import Settings
 
@@ -95,7 +95,7 @@ def test_every_file_that_is_named_exists(text: str) -> None:
 def test_every_route_that_the_readme_lists_exists() -> None:
     there = {
         (method, re.sub(r"{\w+}", "{}", route.path))
-        for router in (submit.router, jobs.router, callbacks.router, services.router, health.router, operations.router)
+        for router in ROUTERS
         for route in router.routes
         if isinstance(route, Route)
         for method in route.methods or ()

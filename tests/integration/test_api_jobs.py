@@ -36,11 +36,12 @@ async def test_a_result_in_every_format(served: ServedDaemon) -> None:
         (Format.SRT, "application/x-subrip; charset=utf-8"),
         (Format.VTT, "text/vtt; charset=utf-8"),
         (Format.TSV, "text/tab-separated-values; charset=utf-8"),
+        (Format.DIARIZED_JSON, "application/json"),
     ):
         response = await served.client.get(f"/jobs/{job_id}/result", params={"format": format.value})
         assert response.status_code == 200
         assert response.headers["content-type"] == content_type
-        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["cache-control"] == "private, no-cache"
         assert response.text == render(format, parse_result(stored))
     verbose = await served.client.get(f"/jobs/{job_id}/result?format=verbose_json")
     assert verbose.text == stored
