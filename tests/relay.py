@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from gpu_daemon.database.pool import ConnectionParameters
 
-COMMIT = b"COMMIT;\0"
 EXECUTE = b"E\0\0\0\x09\0"
 """Of a prepared statement (extended protocol), whatever it is."""
 READY_FOR_QUERY = b"Z\0\0\0\x05"

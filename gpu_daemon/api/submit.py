@@ -8,7 +8,7 @@ from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import JobFailed, documented, refusal
 from gpu_daemon.api.intake import Intake, Taken, Translation
-from gpu_daemon.api.line import ended
+from gpu_daemon.api.line import while_there
 from gpu_daemon.api.prefer import MAX_WAIT_S, applied, preferred_wait_s
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
@@ -43,10 +43,11 @@ async def transcribe(request: Request, client: Client) -> Response:
         headers |= applied(wait_s)
     if taken.replayed:
         headers["Idempotent-Replayed"] = "true"
-    waits = taken.submission.wait or wait_s is not None
+    waits, result = taken.submission.wait or wait_s is not None, None
     if waits:
-        job = await ended(context, request.receive, job, MAX_WAIT_S if wait_s is None else wait_s)
-    answer = await _result(context, job) if waits and job.state in TERMINAL else _accepted(context, job)
+        patience_s = MAX_WAIT_S if wait_s is None else wait_s
+        job, result = await while_there(request.receive, context.scheduler.outcome(job, patience_s))
+    answer = await _result(context, job, result) if waits and job.state in TERMINAL else _accepted(context, job)
     answer.headers.update(headers)
     return answer
 
@@ -68,10 +69,11 @@ async def take(
     return taken
 
 
-async def _result(context: Context, job: Job) -> Response:
+async def _result(context: Context, job: Job, result: bytes | None) -> Response:
     if job.state is not JobState.COMPLETED:
         return refusal(JobFailed(job)).enveloped()
-    return Response(await context.jobs.result(job.id), media_type="application/json")
+    text = await context.jobs.result(job.id) if result is None else result
+    return Response(text, media_type="application/json")
 
 
 def _accepted(context: Context, job: Job) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 import json
 
-from gpu_daemon.jobs.model import Job, JobId
+from gpu_daemon.jobs.model import JobId
 
 
 def webhook_id(job_id: JobId) -> str:
@@ -10,25 +10,7 @@ def webhook_id(job_id: JobId) -> str:
     return f"msg_{job_id.replace('-', '')}"
 
 
-def callback_payload(job: Job, result: str | None) -> str:
-    """JSON text for a job that has ended, without its member `callback`; `result` is spliced in as it is."""
-    said = {
-        "job_id": job.id,
-        "status": job.state.value,
-        "model": job.options.model,
-        "language": job.requested_language,
-        "queue_time_s": _rounded(job.queue_time_s),
-        "processing_time_s": _rounded(job.processing_time_s),
-    }
-    after = {"error": job.error_message, "error_code": job.error_code, "metadata": job.metadata}
-    return f'{json.dumps(said)[:-1]}, "result": {result or "null"}, {json.dumps(after)[1:]}'
-
-
 def with_delivery(payload: str, delivered_at_ms: int) -> str:
-    """`payload` with what will be true if the receiver answers 2xx."""
+    """`payload`, as it was stored when the job ended, with what will be true if the receiver answers 2xx."""
     callback = json.dumps({"delivered": True, "delivered_at_ms": delivered_at_ms, "error": None})
     return f'{payload[:-1]}, "callback": {callback}}}'
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)

@@ -5,6 +5,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from gpu_daemon import clock
 from gpu_daemon.audio.fetch import Fetcher, FetchLimits
@@ -32,7 +33,7 @@ from gpu_daemon.scheduling.reuse import reused_result
 from gpu_daemon.scheduling.status import Live, WorkerStatus
 from gpu_daemon.scheduling.worker import Worker
 from gpu_daemon.settings import Settings
-from gpu_daemon.store.jobs import JobStore
+from gpu_daemon.store.jobs import Inserted, JobStore
 
 BROKEN_PAUSE_S = 1.0
 
@@ -91,6 +92,8 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
+        self._open: set[JobId] = set()  # whose end is still to be announced
+        self._waiting_for_result: dict[JobId, set[asyncio.Future[bytes | None]]] = {}
         self._waiting_for_end: dict[JobId, set[asyncio.Event]] = {}
 
     # Life.
@@ -98,6 +101,7 @@ class Scheduler:
     async def start(self) -> None:
         for job in await recover(self._jobs, self._settings):
             self._queue.push(Waiting.of(job))
+            self._open.add(job.id)
         self._outbox.wake()  # recovery may have ended some
         self._started = True
         self._look_ahead()
@@ -147,8 +151,9 @@ class Scheduler:
         """Its files are synced already. When this returns the job cannot be lost; it has another id than `new` when the
         client's key has made one before. Raises Conflict, Unavailable."""
         self._check_open()
+        spec = self._catalogue.spec(new.options.model) if reuse_result and self._settings.reuse_results else None
         try:
-            job = await self._jobs.insert(new, idempotency)
+            job = await self._jobs.insert(new, idempotency, model_sha256=None if spec is None else spec.sha256)
         except OutcomeUnknown:
             settling = asyncio.create_task(self._settle(new.id), name=f"settle {new.id}")
             self._settling.add(settling)
@@ -157,8 +162,10 @@ class Scheduler:
         if job.id != new.id:
             return job
         log.info("job.queued", job_id=job.id, model=job.options.model, duration_s=job.duration_s, client=job.client)
-        if reuse_result and self._settings.reuse_results and (done := await self._reused(job)) is not None:
-            return done
+        if spec is not None and isinstance(job, Inserted) and job.earlier_result is not None:
+            done = await self._reused(job, job.earlier_result, spec.sha256)
+            if done is not None:
+                return done
         self._enter(job)
         return job
 
@@ -223,6 +230,27 @@ class Scheduler:
         if job is None:
             raise NotFound(f"there is no job {job_id}")
         return job
+
+    async def outcome(self, job: Job, timeout_s: float) -> tuple[Job, bytes | None]:
+        """As `wait`, of a job just submitted; with its result, if the database need not be asked for it."""
+        if job.id in self._open:
+            coming = asyncio.get_running_loop().create_future()
+            waiting = self._waiting_for_result.setdefault(job.id, set())
+            waiting.add(coming)
+            result = None
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):
+                        result = await coming
+            finally:
+                waiting.discard(coming)
+                if not waiting:
+                    self._waiting_for_result.pop(job.id, None)
+            if result is not None:
+                return replace(job, state=JobState.COMPLETED), result
+        elif job.state not in TERMINAL:
+            return await self.wait(job.id, timeout_s), None
+        return await self._present(job.id), None
 
     def drain_all(self) -> None:
         """Refuse new jobs and finish those that wait or run, until `resume_all`."""
@@ -303,13 +331,13 @@ class Scheduler:
     def measured(self, worker_index: int, model: str, *, duration_s: float, took_s: float) -> None:
         self._paces.measured(worker_index, model, duration_s=duration_s, took_s=took_s)
 
-    async def ended(self, job: Job, state: JobState | None) -> None:
+    async def ended(self, job: Job, state: JobState | None, result: bytes | None = None) -> None:
         if state is JobState.QUEUED and job.id in self._cancelling and await self._cancel_queued(job.id):
             state = JobState.CANCELLED
         if state is JobState.QUEUED:
             self.give_back(Waiting.of(job))
         elif state is not None:
-            await self._announce_end(job.id, state)
+            await self._announce_end(job.id, state, result, owes_callback=job.callback_url is not None)
 
     # Inside.
 
@@ -354,24 +382,19 @@ class Scheduler:
 
         return self._queue.take(can_run, loaded=loaded, now_s=clock.monotonic())
 
-    async def _reused(self, job: Job) -> Job | None:
+    async def _reused(self, job: Job, earlier_result: str, model_sha256: str) -> Job | None:
         """The job, completed with the result of an earlier one; None: it must run."""
-        spec = self._catalogue.spec(job.options.model)
-        if spec is None:
-            return None
         try:
-            earlier = await self._jobs.reusable_result(job, spec.sha256)
-            if earlier is None:
-                return None
-            result = await asyncio.to_thread(reused_result, earlier)
-            if await self._jobs.complete_queued(job, result, model_sha256=spec.sha256):
-                await self._announce_end(job.id, JobState.COMPLETED)
+            result = await asyncio.to_thread(reused_result, earlier_result)
+            if await self._jobs.complete_queued(job, result, model_sha256=model_sha256):
+                await self._announce_end(job.id, JobState.COMPLETED, owes_callback=job.callback_url is not None)
             return await self._jobs.get(job.id)
         except Unavailable:
             return None
 
     def _enter(self, job: Job) -> None:
         self._queue.push(Waiting.of(job))
+        self._open.add(job.id)
         self._queued(job.id)
 
     async def _settle(self, job_id: JobId) -> None:
@@ -396,7 +419,15 @@ class Scheduler:
         self._look_ahead()
         self._changed.set()
 
-    async def _announce_end(self, job_id: JobId, state: JobState) -> None:
+    async def _announce_end(
+        self, job_id: JobId, state: JobState, result: bytes | None = None, *, owes_callback: bool = True
+    ) -> None:
+        self._open.discard(job_id)
+        for coming in self._waiting_for_result.get(job_id, ()):
+            if not coming.done():
+                coming.set_result(result)
+        if owes_callback:
+            self._outbox.wake()
         if self._settings.audio_ttl_s == 0:
             reach(FaultPoint.REMOVING_FILES)
             await remove_files(self._settings.jobs_dir, job_id)
@@ -405,7 +436,6 @@ class Scheduler:
         self._hub.publish(
             "job", job_id, state=state, stage=None, progress=100.0 if state == JobState.COMPLETED else None
         )
-        self._outbox.wake()
         for waiter in self._waiting_for_end.get(job_id, ()):
             waiter.set()
 

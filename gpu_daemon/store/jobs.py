@@ -5,6 +5,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -13,45 +14,96 @@ import asyncpg
 from gpu_daemon.database.pool import Pool
 from gpu_daemon.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
 from gpu_daemon.faultpoints import FaultPoint, reach
-from gpu_daemon.jobs.callback import callback_payload
 from gpu_daemon.jobs.model import Claim, IdempotencyKey, Job, JobId, NewJob, SourceFile
 from gpu_daemon.jobs.state import TERMINAL, JobState, Stage, check_move
 from gpu_daemon.store.failures import Doubts, connection
 from gpu_daemon.store.rows import COLUMNS, job_of, key_of
 from gpu_daemon.store.text import storable
+from gpu_daemon.store.together import Together
 
 OURS = "id = $1 AND state = 'processing' AND attempt = $2 AND lease_token = $3"
 """The job is still the one that this claim was given."""
+INSERT = """
+    INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name, source_url, file_size_bytes,
+                      file_sha256, duration_s, callback_url, metadata, idempotency_key, request_sha256)
+    VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    ON CONFLICT (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING seq, created_at, $16::integer AS nth,
+              (SELECT result FROM jobs WHERE state = 'completed' AND file_sha256 = $9 AND options = $4::jsonb
+               AND client IS NOT DISTINCT FROM $3 AND model_sha256 = $15 ORDER BY seq DESC LIMIT 1) AS earlier_result
+"""
+CLAIM = f"""
+    UPDATE jobs SET state = 'processing', stage = 'preparing', progress = 0, attempt = attempt + 1, lease_token = $2,
+                    worker_index = $3, started_at = coalesce(started_at, now())
+    WHERE id = $1 AND state = 'queued' RETURNING {COLUMNS}, $4::integer AS nth
+"""
+END = """
+    WITH ended AS (
+        UPDATE jobs SET state = $5, stage = NULL, finished_at = clock_timestamp(),
+                        source_url = regexp_replace(source_url, '[?#].*', ''),
+                        progress = CASE WHEN $5 = 'completed' THEN 100 ELSE progress END,
+                        result = $6, timings = coalesce($7, timings), model_sha256 = $8,
+                        error_code = $9, error_message = $10,
+                        reused = $11, started_at = CASE WHEN $11 THEN created_at ELSE started_at END
+        WHERE id = $1 AND state = $2 AND ($4::uuid IS NULL OR (attempt = $3 AND lease_token = $4))
+        RETURNING *
+    ), owed AS (
+        INSERT INTO callbacks (job_id, url, payload)
+        SELECT id, callback_url, json_build_object(
+            'job_id', id, 'status', state, 'model', options->>'model', 'language', requested_language,
+            'queue_time_s', round(extract(epoch FROM started_at - created_at), 3),
+            'processing_time_s', round(extract(epoch FROM finished_at - started_at), 3),
+            'result', result, 'error', error_message, 'error_code', error_code, 'metadata', metadata)
+        FROM ended WHERE callback_url IS NOT NULL
+    )
+    SELECT $12::integer AS nth FROM ended
+"""
+"""State, result and the callback that is owed: one statement, so that they are in one transaction. Of a job that waits
+the lease is NULL. `result` and `metadata` are of the type json: they go into the payload as the text that they are."""
 MADE = "id = $1 AND state = $2 AND ($3::uuid IS NULL OR lease_token = $3)"
 """A move to this state (under this lease) was the last that was made."""
-QUEUED = "id = $1 AND state = 'queued'"
 SAME_REQUEST = timedelta(minutes=1)
 """A client that sends a request again may mean a job that ended so long ago."""
 DOUBT_TIMEOUT_S = 5.0
 DOUBT_PAUSE_S = 0.25
-CANCELLED = {"error_code": "cancelled", "error_message": "the job was cancelled"}
+CANCELLED = ("cancelled", "the job was cancelled")
 
 Lease: TypeAlias = tuple[uuid.UUID, int, uuid.UUID]
 """Job, attempt, lease token: the arguments of OURS."""
+Asker: TypeAlias = tuple[uuid.UUID, JobState, int | None, uuid.UUID | None]
+"""Whose end it may be: job, state it comes from, attempt, lease token. The first arguments of END."""
 Move: TypeAlias = tuple[uuid.UUID, JobState, uuid.UUID | None]
 """Job, state it comes to, lease token: the arguments of MADE."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inserted(Job):
+    earlier_result: str | None = field(default=None, repr=False)
+    """JSON text: of the client's latest job that did the same to the same audio with the same checkpoint."""
 
 
 class JobStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._inserts = Together(pool, INSERT, in_order=True)
+        self._claims = Together(pool, CLAIM)
+        self._ends = Together(pool, END)
         self._doubts = Doubts()
         self._leases: dict[JobId, uuid.UUID] = {}
         """Of claims that may have been made."""
 
-    async def insert(self, new: NewJob, idempotency: IdempotencyKey | None = None) -> Job:
+    async def insert(
+        self, new: NewJob, idempotency: IdempotencyKey | None = None, *, model_sha256: str | None = None
+    ) -> Job:
         """Committed when it returns; the job that the client's key made before, if it did.
+
+        `model_sha256`: of the checkpoint whose earlier result would do; what is new is Inserted, with that result.
 
         Raises Conflict when the key was used for something else, InvalidRequest for text that PostgreSQL cannot hold,
         OutcomeUnknown when the database went away and nobody knows whether the job was stored.
         """
         try:
-            return await self._insert(new, idempotency)
+            return await self._insert(new, idempotency, model_sha256)
         except OutcomeUnknown as error:
             if (job := await self._inserted_after_all(new.id)) is None:
                 raise Unavailable(error.message, retry_after_s=error.retry_after_s, code=error.code) from error
@@ -61,44 +113,39 @@ class JobStore:
                 "a field has characters that cannot be stored (U+0000, or half a character)"
             ) from error
 
-    async def _insert(self, new: NewJob, idempotency: IdempotencyKey | None) -> Job:
+    async def _insert(self, new: NewJob, idempotency: IdempotencyKey | None, model_sha256: str | None) -> Job:
         key, request_sha256 = (None, None) if idempotency is None else (idempotency.key, idempotency.request_sha256)
-        async with connection(self._pool) as db:
-            reach(FaultPoint.INSERTING)
-            while True:
-                row = await db.fetchrow(
-                    f"""INSERT INTO jobs (id, state, priority, client, options, requested_language, file_name,
-                                          source_url, file_size_bytes, file_sha256, duration_s, callback_url, metadata,
-                                          idempotency_key, request_sha256)
-                        VALUES ($1, 'queued', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-                        ON CONFLICT (coalesce(client, ''), idempotency_key) WHERE idempotency_key IS NOT NULL
-                        DO NOTHING RETURNING {COLUMNS}""",
-                    uuid.UUID(new.id),
-                    new.priority,
-                    new.client,
-                    new.options.model_dump_json(),
-                    new.requested_language,
-                    new.file_name,
-                    new.source_url,
-                    new.file_size_bytes,
-                    new.file_sha256,
-                    new.duration_s,
-                    new.callback_url,
-                    None if new.metadata is None else json.dumps(new.metadata),
-                    key,
-                    request_sha256,
-                )
-                if row is not None:
-                    reach(FaultPoint.INSERTED)
-                    return job_of(row)
+        reach(FaultPoint.INSERTING)
+        while True:
+            row = await self._inserts.write(
+                uuid.UUID(new.id),
+                new.priority,
+                new.client,
+                new.options.model_dump_json(),
+                new.requested_language,
+                new.file_name,
+                new.source_url,
+                new.file_size_bytes,
+                new.file_sha256,
+                new.duration_s,
+                new.callback_url,
+                None if new.metadata is None else json.dumps(new.metadata),
+                key,
+                request_sha256,
+                model_sha256,
+            )
+            if row is not None:
+                reach(FaultPoint.INSERTED)
+                return _inserted(new, row)
+            async with connection(self._pool) as db:
                 before = await db.fetchrow(
                     f"""SELECT {COLUMNS}, request_sha256 FROM jobs
                         WHERE coalesce(client, '') = coalesce($1, '') AND idempotency_key = $2""",
                     new.client,
                     key,
                 )
-                if before is not None:  # else it was deleted between the two statements
-                    return _same_request(before, request_sha256)
+            if before is not None:  # else it was deleted between the two statements
+                return _same_request(before, request_sha256)
 
     async def _inserted_after_all(self, job_id: JobId) -> Job | None:
         """The connection broke: was the job committed? The database may only be restarting, and is given a moment."""
@@ -170,16 +217,9 @@ class JobStore:
         move = (key, JobState.PROCESSING, lease_token)
         reach(FaultPoint.CLAIMING)
         with self._doubts.about(move):
-            async with connection(self._pool) as db:
-                row = await db.fetchrow(
-                    f"""UPDATE jobs SET state = 'processing', stage = 'preparing', progress = 0, attempt = attempt + 1,
-                                        lease_token = $2, worker_index = $3, started_at = coalesce(started_at, now())
-                        WHERE id = $1 AND state = 'queued' RETURNING {COLUMNS}""",
-                    key,
-                    lease_token,
-                    worker_index,
-                )
-                if row is None and move in self._doubts:
+            row = await self._claims.write(key, lease_token, worker_index)
+            if row is None and move in self._doubts:
+                async with connection(self._pool) as db:
                     row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE {MADE}", *move)
         self._leases.pop(job_id, None)
         if row is None:
@@ -211,11 +251,8 @@ class JobStore:
     ) -> bool:
         """processing → completed, with the result as the JSON text that it is."""
         return await self._end(
-            JobState.PROCESSING,
             JobState.COMPLETED,
-            OURS,
-            _lease(claim),
-            progress=100,
+            _of_worker(claim),
             result=result.decode(),
             timings=json.dumps(timings),
             model_sha256=model_sha256,
@@ -255,41 +292,28 @@ class JobStore:
     async def complete_queued(self, job: Job, result: bytes, *, model_sha256: str) -> bool:
         """queued → completed, with the result of an earlier job."""
         return await self._end(
-            JobState.QUEUED,
             JobState.COMPLETED,
-            QUEUED,
-            (uuid.UUID(job.id),),
-            progress=100,
-            started_at=job.created_at,
+            _of_queue(uuid.UUID(job.id)),
             result=result.decode(),
-            reused=True,
             model_sha256=model_sha256,
+            reused=True,
         )
 
     async def fail(self, claim: Claim, code: str, message: str) -> bool:
-        return await self._end(
-            JobState.PROCESSING, JobState.FAILED, OURS, _lease(claim), error_code=code, error_message=storable(message)
-        )
+        return await self._end(JobState.FAILED, _of_worker(claim), error=(code, message))
 
     async def cancel(self, claim: Claim) -> bool:
-        return await self._end(JobState.PROCESSING, JobState.CANCELLED, OURS, _lease(claim), **CANCELLED)
+        return await self._end(JobState.CANCELLED, _of_worker(claim), error=CANCELLED)
 
     async def fail_queued(self, job_id: JobId, code: str, message: str) -> bool:
         if (key := key_of(job_id)) is None:
             return False
-        return await self._end(
-            JobState.QUEUED,
-            JobState.FAILED,
-            QUEUED,
-            (key,),
-            error_code=code,
-            error_message=storable(message),
-        )
+        return await self._end(JobState.FAILED, _of_queue(key), error=(code, message))
 
     async def cancel_queued(self, job_id: JobId) -> bool:
         if (key := key_of(job_id)) is None:
             return False
-        return await self._end(JobState.QUEUED, JobState.CANCELLED, QUEUED, (key,), **CANCELLED)
+        return await self._end(JobState.CANCELLED, _of_queue(key), error=CANCELLED)
 
     async def requeue(self, claim: Claim, *, charge: bool) -> bool:
         """processing → queued; `charge=False` gives the attempt back."""
@@ -390,44 +414,29 @@ class JobStore:
         return status.endswith(" 1")
 
     async def _end(
-        self, old: JobState, new: JobState, where: str, arguments: tuple[uuid.UUID, ...] | Lease, **values: object
+        self,
+        new: JobState,
+        asker: Asker,
+        *,
+        result: str | None = None,
+        timings: str | None = None,
+        model_sha256: str | None = None,
+        error: tuple[str | None, str | None] = (None, None),
+        reused: bool = False,
     ) -> bool:
-        """State, result and the callback that is owed, in one transaction.
-
-        Called again after Unavailable it is True as well if the first call was committed after all.
-        """
+        """Called again after Unavailable it is True as well if the first call was committed after all."""
+        key, old, _, lease_token = asker
         check_move(old, new)
-        move = (arguments[0], new, arguments[2] if where == OURS else None)
+        move = (key, new, lease_token)
+        code, message = error
+        said = None if message is None else storable(message)
+        reach(FaultPoint.ENDING)
         with self._doubts.about(move):
-            return await self._end_once(new, where, arguments, values) or await self._was_made(move)
-
-    async def _end_once(
-        self, new: JobState, where: str, arguments: tuple[uuid.UUID, ...] | Lease, values: dict[str, object]
-    ) -> bool:
-        columns = "".join(f", {name} = ${len(arguments) + i}" for i, name in enumerate(values, start=2))
-        async with connection(self._pool) as db, db.transaction():
-            row = await db.fetchrow(
-                f"""UPDATE jobs SET state = ${len(arguments) + 1}, stage = NULL, finished_at = clock_timestamp(),
-                                    source_url = regexp_replace(source_url, '[?#].*', ''){columns}
-                    WHERE {where} RETURNING {COLUMNS}""",
-                *arguments,
-                new.value,
-                *values.values(),
-            )
-            if row is None:
-                return False
-            job = job_of(row)
-            if job.callback_url is not None:
-                result = values.get("result")
-                await db.execute(
-                    "INSERT INTO callbacks (job_id, url, payload) VALUES ($1, $2, $3)",
-                    row["id"],
-                    job.callback_url,
-                    callback_payload(job, None if result is None else str(result)),
-                )
-            reach(FaultPoint.END_WRITTEN)
-        reach(FaultPoint.ENDED)
-        return True
+            row = await self._ends.write(*asker, new.value, result, timings, model_sha256, code, said, reused)
+            ended = row is not None or await self._was_made(move)
+        if ended:
+            reach(FaultPoint.ENDED)
+        return ended
 
     async def _was_made(self, move: Move) -> bool:
         """For a move in doubt: was it made the first time?"""
@@ -438,15 +447,45 @@ class JobStore:
 
 
 def _same_request(row: asyncpg.Record, request_sha256: str | None) -> Job:
-    values = dict(row)
-    if values.pop("request_sha256") != request_sha256:
+    if row["request_sha256"] != request_sha256:
         raise Conflict(
             "this Idempotency-Key was used for another request; a new request needs a new key",
             code="idempotency_conflict",
             param="Idempotency-Key",
         )
-    return job_of(values)
+    return job_of(row)
 
 
 def _lease(claim: Claim) -> Lease:
     return uuid.UUID(claim.job_id), claim.attempt, uuid.UUID(claim.lease_token)
+
+
+def _of_worker(claim: Claim) -> Asker:
+    key, attempt, lease_token = _lease(claim)
+    return key, JobState.PROCESSING, attempt, lease_token
+
+
+def _of_queue(key: uuid.UUID) -> Asker:
+    return key, JobState.QUEUED, None, None
+
+
+def _inserted(new: NewJob, row: asyncpg.Record) -> Inserted:
+    """As it would be read."""
+    return Inserted(
+        **{one.name: getattr(new, one.name) for one in fields(new)},
+        seq=row["seq"],
+        state=JobState.QUEUED,
+        stage=None,
+        progress=0.0,
+        attempt=0,
+        worker_index=None,
+        cancel_requested_at=None,
+        created_at=row["created_at"],
+        started_at=None,
+        finished_at=None,
+        error_code=None,
+        error_message=None,
+        reused=False,
+        timings={},
+        earlier_result=row["earlier_result"],
+    )

@@ -19,6 +19,13 @@ COLUMNS = """
 """All but the result, which may be large, and the lease, which nobody may read."""
 
 
+_AS_THEY_ARE = tuple(
+    name
+    for name in map(str.strip, COLUMNS.split(","))
+    if name not in ("id", "state", "stage", "options", "metadata", "timings")
+)
+
+
 def key_of(job_id: str) -> uuid.UUID | None:
     """None for what is not a job's id as we write it."""
     try:
@@ -29,15 +36,16 @@ def key_of(job_id: str) -> uuid.UUID | None:
 
 
 def job_of(row: asyncpg.Record | Mapping[str, Any]) -> Job:
-    """A row of COLUMNS."""
-    values: dict[str, Any] = dict(row)
-    values["id"] = JobId(str(row["id"]))
-    values["state"] = JobState(row["state"])
-    values["stage"] = None if row["stage"] is None else Stage(row["stage"])
-    values["options"] = _options(row["options"])
-    values["metadata"] = None if row["metadata"] is None else json.loads(row["metadata"])
-    values["timings"] = {} if row["timings"] == "{}" else json.loads(row["timings"])  # a long queue has none
-    return Job(**values)
+    """A row of COLUMNS, whatever else is in it."""
+    return Job(
+        **{name: row[name] for name in _AS_THEY_ARE},
+        id=JobId(str(row["id"])),
+        state=JobState(row["state"]),
+        stage=None if row["stage"] is None else Stage(row["stage"]),
+        options=_options(row["options"]),
+        metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
+        timings={} if row["timings"] == "{}" else json.loads(row["timings"]),  # a long queue has none
+    )
 
 
 @lru_cache(maxsize=256)

@@ -28,7 +28,7 @@ async def test_a_claim_that_breaks_loses_no_job(
         assert [line["loop"] for line in logs if line["event"] == "scheduler.loop_broke"] == ["worker 0"]
 
 
-@pytest.mark.parametrize("point", [FaultPoint.CLAIMED, FaultPoint.RESULT_RECEIVED, FaultPoint.END_WRITTEN])
+@pytest.mark.parametrize("point", [FaultPoint.CLAIMED, FaultPoint.RESULT_RECEIVED, FaultPoint.ENDING])
 async def test_a_worker_that_breaks_goes_on(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch, point: FaultPoint
 ) -> None:
@@ -47,7 +47,7 @@ async def test_a_job_without_a_model_is_ended_at_the_second_try(
         await served.until(running, lambda job: job["status"] == "processing")
         waiting = await served.submit()
         with capture_logs() as logs:
-            arm(f"{FaultPoint.END_WRITTEN}:raise")
+            arm(f"{FaultPoint.ENDING}:raise")
             response = await served.client.patch("/models/demo", json={"enabled": False})
             assert response.status_code == 200, response.text
             job = await served.finished(waiting)

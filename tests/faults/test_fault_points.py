@@ -145,7 +145,7 @@ async def a_waiting_job_is_cancelled(scene: Scene) -> None:
 
 
 async def a_running_job_is_cancelled(scene: Scene) -> None:
-    await scene.start_armed()
+    await scene.start_armed(nth=2 if scene.point is FaultPoint.ENDING else 1)  # first it is cancelled as if it waited
     job_id = await scene.submit("fake:sleep=20")
     await scene.daemon.line("job.started", job_id=job_id)
     await scene.ask("POST", f"/jobs/{job_id}/cancel")
@@ -287,7 +287,7 @@ SCENARIOS: dict[FaultPoint, tuple[Scenario, ...]] = {
     FaultPoint.RUNNER_TOLD: (ordinary_jobs,),
     FaultPoint.RESULT_RECEIVED: (ordinary_jobs,),
     FaultPoint.RESULT_KEPT: (a_result_is_kept,),
-    FaultPoint.END_WRITTEN: ENDS,
+    FaultPoint.ENDING: ENDS,
     FaultPoint.ENDED: ENDS,
     FaultPoint.REMOVING_FILES: (ordinary_jobs,),
     FaultPoint.FILES_REMOVED: (ordinary_jobs,),
