@@ -88,6 +88,10 @@ class FakeEngine:
     def drop(self, transcription: Transcription) -> None:
         self._flight = [begun for begun in self._flight if begun is not transcription]
 
+    @property
+    def in_flight(self) -> int:
+        return len(self._flight)
+
     def unload(self, name: str) -> None:
         self._loaded.pop(name, None)
 

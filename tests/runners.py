@@ -51,12 +51,19 @@ def pcm(audio: Audio) -> bytes:
 
 
 def run_of(
-    audio_path: Path, job_id: str = "job-1", *, model: str = "demo", skip_samples: int = 0, **options: object
+    audio_path: Path,
+    job_id: str = "job-1",
+    *,
+    model: str = "demo",
+    channels: int = 1,
+    skip_samples: int = 0,
+    **options: object,
 ) -> Run:
     return Run(
         job_id=JobId(job_id),
         model=demo(model),
         audio_path=audio_path,
+        channels=channels,
         skip_samples=skip_samples,
         options=JobOptions.model_validate({"model": model, **options}),
     )

@@ -14,6 +14,7 @@ from gpu_daemon.api.fields import (
     MAX_TEMPERATURES,
 )
 from gpu_daemon.api.form import FILE_FIELD
+from gpu_daemon.audio.probe import MAX_SPEAKERS
 
 TAGS = [
     {"name": "jobs", "description": "Send a file, watch its job, fetch its transcript."},
@@ -96,7 +97,12 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "description": "Answer with the stored result when the same audio was done with the same model and options.",
     },
     "mode": {"type": "string", "enum": ["accurate"], "default": "accurate"},
-    "channel_mode": {"type": "string", "enum": ["mix"], "default": "mix"},
+    "channel_mode": {
+        "type": "string",
+        "enum": ["mix", "split"],
+        "default": "mix",
+        "description": f"`split`: each channel (up to {MAX_SPEAKERS}) is a speaker, as in recordings of calls.",
+    },
     "diarize": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
     "vad_filter": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
 }

@@ -4,14 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.languages import language_code
-from gpu_daemon.jobs.model import TEMPERATURE_LADDER, JobOptions, Task
+from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Task
 
 MAX_METADATA_BYTES = 4096
 MAX_METADATA_DEPTH = 32
@@ -60,7 +61,6 @@ def parse_fields(
     given = {name: values for name, values in given.items() if values}
     _check_names(given)
     _only(given, "mode", "accurate")
-    _only(given, "channel_mode", "mix")
     for name in ("diarize", "vad_filter"):
         if _boolean(given, name, False):
             raise _not_yet(name)
@@ -69,7 +69,7 @@ def parse_fields(
         options=JobOptions(
             model=_one(given, "model") or default_model(),
             language=language_code(language),
-            task=_task(given),
+            task=_choice(given, "task", Task),
             word_timestamps=_word_timestamps(given),
             temperature=_temperatures(given),
             initial_prompt=_prompt(given),
@@ -77,6 +77,7 @@ def parse_fields(
             beam_size=_integer(given, "beam_size", 1, MAX_BEAM_SIZE),
             condition_on_previous_text=_boolean(given, "condition_on_previous_text", True),
             trim_silence=_boolean(given, "trim_silence", True),
+            channel_mode=_choice(given, "channel_mode", ChannelMode),
         ),
         requested_language=language,
         url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
@@ -101,6 +102,7 @@ def check_model_knows(options: JobOptions, *, official: bool) -> None:
 
 
 Given = Mapping[str, Sequence[str]]
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def _check_names(given: Given) -> None:
@@ -160,12 +162,14 @@ def _integer(given: Given, name: str, least: int, most: int) -> int | None:
     return number
 
 
-def _task(given: Given) -> Task:
-    said = _one(given, "task") or Task.TRANSCRIBE
+def _choice(given: Given, name: str, kind: type[Choice]) -> Choice:
+    """The first of its kind, when it is absent."""
+    if (said := _one(given, name)) is None:
+        return next(iter(kind))
     try:
-        return Task(said)
+        return kind(said)
     except ValueError:
-        raise InvalidRequest(f"task is transcribe or translate, not {said[:50]!r}", param="task") from None
+        raise InvalidRequest(f"{name} is {' or '.join(kind)}, not {said[:50]!r}", param=name) from None
 
 
 def _word_timestamps(given: Given) -> bool:

@@ -17,12 +17,12 @@ from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.api.uploads import Upload, receive_json, receive_upload
 from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
-from gpu_daemon.audio.probe import check_duration, probe
+from gpu_daemon.audio.probe import check_channels, check_duration, probe
 from gpu_daemon.audio.sink import sync
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import InvalidRequest, OutcomeUnknown
 from gpu_daemon.faultpoints import FaultPoint, reach
-from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
+from gpu_daemon.jobs.model import ChannelMode, IdempotencyKey, Job, JobId, JobOptions, NewJob
 from gpu_daemon.outgoing.target import AddressPolicy, literal
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
@@ -75,7 +75,7 @@ class Intake:
             file_name, duration_s = upload.file_name, None
             if file_name is not None:
                 _check_alone(submission.url)
-                duration_s = await self._examined(source)
+                duration_s = await self._examined(source, submission.options)
                 await blocking(lambda: sync(source))
                 reach(FaultPoint.FILE_SYNCED)
             elif submission.url is not None:
@@ -125,11 +125,13 @@ class Intake:
 
         return await receive_upload(request.receive, content_type, source, self._limits, on_file=check)
 
-    async def _examined(self, source: Path) -> float | None:
-        """Seconds, if the container says. Raises NotMedia, TooLarge."""
+    async def _examined(self, source: Path, options: JobOptions) -> float | None:
+        """Seconds, if the container says. Raises NotMedia, TooLarge, InvalidRequest."""
         async with self._probing:
             info = await probe(source)
         check_duration(info, self._max_duration_s)
+        if options.channel_mode is ChannelMode.SPLIT:
+            check_channels(info)
         return info.duration_s
 
     def _checked(self, fields: Fields) -> Submission:

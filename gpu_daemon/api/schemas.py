@@ -61,6 +61,7 @@ class Result(Body):
     language_probability: float | None
     duration: float
     model: str
+    mode: Literal["accurate", "fast"] = Field(description="fast: the pieces between pauses were decoded each by itself")
     token_count: int
     segments: list[Segment]
     transcription_segments: list[Segment]

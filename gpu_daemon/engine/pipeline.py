@@ -7,15 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress, Transcription
+from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress
+from gpu_daemon.engine.channels import Channel, Merge
+from gpu_daemon.engine.level import FULL_SCALE, loudest_db, quiet_lead
 from gpu_daemon.errors import JobError
-from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, ChannelMode, JobOptions
 from gpu_daemon.jobs.state import Stage
-from gpu_daemon.transcript.model import Segment, Transcript, Word
+from gpu_daemon.transcript.model import Segment, Transcript
 from gpu_daemon.transcript.quality import assess
-
-FRAMES_PER_S = 100
-FULL_SCALE = 32768.0
 
 
 class Request(Protocol):
@@ -26,21 +25,28 @@ class Request(Protocol):
     @property
     def audio_path(self) -> Path: ...
     @property
+    def channels(self) -> int: ...
+    @property
     def skip_samples(self) -> int: ...
     @property
     def options(self) -> JobOptions: ...
 
 
 class Hearing:
-    """A file on its way: `load` its model, `begin`, and once the engine's steps have `ended` it there is a `result`."""
+    """A file on its way: `load` its model, `begin`, and once the engine's steps have `ended` it there is a `result`.
+
+    Each channel is a transcription of its own, and detects its own language: who interprets speaks two, and a language
+    heard on one side only would be forced on the other.
+    """
 
     def __init__(self, engine: Engine, request: Request) -> None:
         """Raises JobError when its audio is gone."""
         self._engine = engine
         self._request = request
-        self._pcm = _open(request.audio_path)
+        self._pcm = _open(request.audio_path, request.channels)
         self._duration_s = len(self._pcm) / SAMPLE_RATE_HZ
-        self._transcription: Transcription | None = None
+        self._channels: list[Channel] = []
+        self._merge = Merge(self._channels)
         self._timings: dict[str, float] = {}
         self._began_s = 0.0
         self.is_empty = len(self._pcm) <= request.skip_samples
@@ -53,86 +59,100 @@ class Hearing:
         self._timings[Stage.LOADING.value] = round(clock.monotonic() - began_s, 3)
 
     def begin(self) -> None:
-        """Raises JobError."""
+        """Raises JobError; nothing is in flight then."""
         self._began_s = clock.monotonic()
-        audio: Audio = self._pcm[self._request.skip_samples :].astype(np.float32) / np.float32(FULL_SCALE)
-        self._transcription = self._engine.begin(self._request.model, audio, self._request.options)
+        try:
+            for number in range(self._pcm.shape[1]):
+                self._begin_channel(number)
+        except BaseException:
+            self.drop()
+            raise
+        self._merge = Merge(self._channels)
 
     def drop(self) -> None:
-        if self._transcription is not None:
-            self._engine.drop(self._transcription)
+        for channel in self._channels:
+            if channel.transcription is not None:
+                self._engine.drop(channel.transcription)
+        self._channels.clear()
 
     @property
     def fraction(self) -> float:
-        return 0.0 if self._transcription is None else self._transcription.fraction
+        return sum(channel.fraction for channel in self._channels) / max(1, len(self._channels))
 
     @property
     def ended(self) -> bool:
-        return self.is_empty or (self._transcription is not None and self._transcription.ended)
+        return self.is_empty or (bool(self._channels) and all(channel.ended for channel in self._channels))
 
     def heard(self, first: int) -> tuple[Segment, ...]:
         """What was heard so far, from the segment of this number on."""
-        if self._transcription is None:
-            return ()
-        return tuple(self._placed(segment) for segment in self._transcription.heard()[first:])
+        self._merge.take(
+            [channel.transcription.heard() if channel.transcription is not None else () for channel in self._channels]
+        )
+        return tuple(segment for segment, _ in self._merge.said[first:])
 
     def result(self) -> tuple[Transcript, dict[str, float]]:
         """The transcript and the seconds each stage took. Raises JobError: of this file alone."""
-        if self._transcription is None:
-            return _nothing_said(self._request, self._duration_s), {}
         merging_s = clock.monotonic()
-        self._timings[Stage.TRANSCRIBING.value] = round(merging_s - self._began_s, 3)
-        heard = self._transcription.result()
-        segments = tuple(self._placed(segment) for segment in heard.segments)
-        transcript = heard.model_copy(
-            update={"segments": segments, "duration": round(self._duration_s, 3), "quality": assess(segments)}
+        heard = [None if each.transcription is None else each.transcription.result() for each in self._channels]
+        self._merge.take([() if each is None else each.segments for each in heard])
+        segments = tuple(segment for segment, _ in self._merge.said)
+        levels_db = [loudest_db(channel.pcm, segment.start, segment.end) for segment, channel in self._merge.said]
+        main = max((each for each in heard if each is not None), key=lambda each: each.token_count, default=None)
+        transcript = Transcript(
+            text="".join(segment.text for segment in segments).strip(),
+            language=main.language if main is not None else self._request.options.language or "en",
+            language_probability=None if main is None else main.language_probability,
+            duration=round(self._duration_s, 3),
+            model=self._request.model.name,
+            mode=self._request.options.mode.value,
+            token_count=sum(each.token_count for each in heard if each is not None),
+            segments=segments,
+            quality=assess(segments, levels_db, vad_dropped_s=self._dropped_s(heard)),
         )
-        self._timings[Stage.MERGING.value] = round(clock.monotonic() - merging_s, 3)
+        if self._channels:
+            self._timings[Stage.TRANSCRIBING.value] = round(merging_s - self._began_s, 3)
+            self._timings[Stage.MERGING.value] = round(clock.monotonic() - merging_s, 3)
         return transcript, self._timings
 
-    def _placed(self, segment: Segment) -> Segment:
-        return shifted(segment, self._request.skip_samples, self._duration_s)
+    def _begin_channel(self, number: int) -> None:
+        """Raises JobError."""
+        options, pcm, skip_samples = self._request.options, self._pcm[:, number], self._request.skip_samples
+        split = options.channel_mode is ChannelMode.SPLIT
+        if split and options.trim_silence:
+            # Before one of them is heard ffmpeg has counted; this one may be silent for longer, or all the time.
+            skip_samples += quiet_lead(pcm[skip_samples:])
+        transcription = None
+        if skip_samples < len(pcm):
+            audio: Audio = pcm[skip_samples:].astype(np.float32) / np.float32(FULL_SCALE)
+            transcription = self._engine.begin(self._request.model, audio, options)
+        self._channels.append(
+            Channel(
+                pcm=pcm,
+                skip_samples=skip_samples,
+                speaker=f"SPEAKER_{number:02d}" if split else None,
+                transcription=transcription,
+            )
+        )
+
+    def _dropped_s(self, heard: list[Transcript | None]) -> float:
+        """Of a file of several channels: in their mean. Silence before the first word counts: it would be dropped."""
+        if not self._request.options.speech_only:
+            return 0.0
+        if not self._channels:
+            return round(self._duration_s, 3)
+        dropped_s = [
+            channel.skipped_s + (0.0 if said is None else said.quality.vad_dropped_s)
+            for channel, said in zip(self._channels, heard, strict=True)
+        ]
+        return round(sum(dropped_s) / len(dropped_s), 3)
 
 
-def shifted(segment: Segment, skip_samples: int, duration_s: float) -> Segment:
-    """From the timeline of what the engine heard to that of the file, whose first samples it was not given."""
-    offset_s = skip_samples / SAMPLE_RATE_HZ
-
-    def moved(time_s: float) -> float:
-        # Whisper's last window is padded to 30 s, and it may place an end in the padding.
-        return round(min(max(time_s + offset_s, 0.0), duration_s), 3)
-
-    words = tuple(
-        Word.model_copy(word, update={"start": moved(word.start), "end": moved(word.end)}) for word in segment.words
-    )
-    return segment.model_copy(
-        update={
-            "start": moved(segment.start),
-            "end": moved(segment.end),
-            "seek": segment.seek + round(offset_s * FRAMES_PER_S),
-            "words": words,
-        }
-    )
-
-
-def _open(path: Path) -> npt.NDArray[np.int16]:
-    """int16[n_samples], read from the disk as it is used."""
+def _open(path: Path, channels: int) -> npt.NDArray[np.int16]:
+    """int16[n_samples, channels], read from the disk as it is used."""
     try:
-        n_samples = path.stat().st_size // 2
+        n_samples = path.stat().st_size // (2 * channels)
         if n_samples == 0:  # nothing can be mapped then
-            return np.empty(0, np.int16)
-        return np.memmap(path, dtype="<i2", mode="r", shape=(n_samples,))
+            return np.empty((0, channels), np.int16)
+        return np.memmap(path, dtype="<i2", mode="r", shape=(n_samples, channels))
     except OSError as error:
         raise JobError("the decoded audio of the job is gone", code="audio_lost") from error
-
-
-def _nothing_said(request: Request, duration_s: float) -> Transcript:
-    return Transcript(
-        text="",
-        language=request.options.language or "en",
-        language_probability=None,
-        duration=round(duration_s, 3),
-        model=request.model.name,
-        token_count=0,
-        segments=(),
-    )

@@ -81,7 +81,7 @@ class VoiceDetector:
 
 def plan(detector: VoiceDetector, audio: Audio, options: JobOptions) -> Generator[float, None, Plan]:
     """What is decoded of a file. Yields the fraction done of looking for it."""
-    if options.mode is not Mode.FAST and not options.vad_filter:
+    if not options.speech_only:
         return whole(len(audio))
     speech = spans((yield from detector.probabilities(audio)), len(audio))
     return fast(speech, audio) if options.mode is Mode.FAST else accurate(speech, len(audio))

@@ -58,6 +58,10 @@ class JobOptions(BaseModel):
     """Decode speech only; fast mode always does."""
     channel_mode: ChannelMode = ChannelMode.MIX
 
+    @property
+    def speech_only(self) -> bool:
+        return self.vad_filter or self.mode is Mode.FAST
+
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:

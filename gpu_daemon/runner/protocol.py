@@ -40,7 +40,8 @@ class Run(Message):
     job_id: JobId
     model: ModelSpec
     audio_path: Path
-    """s16le, mono, 16 kHz"""
+    """s16le, 16 kHz"""
+    channels: int
     skip_samples: int
     """Leading silence that is not decoded; the transcript's times count from the start of the file all the same."""
     options: JobOptions

@@ -334,10 +334,11 @@ class Worker:
             job_id=job.id,
             model=spec,
             audio_path=prepared.audio.path,
+            channels=prepared.audio.channels,
             skip_samples=prepared.audio.skip_samples,
             options=job.options,
         )
-        duration_s = prepared.audio.duration_s
+        duration_s = prepared.audio.duration_s * prepared.audio.channels  # each is the work of a file
         async with UsageSampler(self.device) as usage:
             completed = await run_within_limits(
                 self._runner,

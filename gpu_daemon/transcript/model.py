@@ -1,5 +1,7 @@
 """What a result is; times in seconds on the timeline of the file the client sent."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -41,10 +43,18 @@ class SpeakerTurn(Record):
 
 
 class Quality(Record):
-    vad_dropped_s: float = 0.0
-    low_confidence_segments: tuple[int, ...] = ()
-    """Ids of segments."""
-    repetition_segments: tuple[int, ...] = ()
+    """Segments are named by their ids."""
+
+    vad_dropped_s: float = Field(
+        default=0.0, description="seconds of the file without speech, which were not decoded: `vad_filter`, `mode=fast`"
+    )
+    low_confidence_segments: tuple[int, ...] = Field(default=(), description="avg_logprob is under -1")
+    repetition_segments: tuple[int, ...] = Field(
+        default=(), description="loops: phrases or segments again and again, or text that compresses too well"
+    )
+    silence_segments: tuple[int, ...] = Field(
+        default=(), description="text where the audio is silent, or where the model itself heard no speech"
+    )
 
 
 class Transcript(Record):
@@ -55,6 +65,8 @@ class Transcript(Record):
     """None when the client named the language."""
     duration: float
     model: str
+    mode: Literal["accurate", "fast"] = "accurate"
+    """`fast`: the pieces between pauses were decoded each on its own."""
     token_count: int
     segments: tuple[Segment, ...]
     transcription_segments: tuple[Segment, ...] = ()

@@ -129,6 +129,16 @@ def ffmpeg(*arguments: str) -> bytes:
 
 
 SILENT_VIDEO = ("-f", "lavfi", "-i", "color=c=red:s=64x64:d=0.4", "-c:v", "mpeg4", "-f", "matroska")
+SIXTEEN_CHANNELS = (
+    "-f",
+    "lavfi",
+    "-i",
+    "sine=duration=0.2",
+    "-af",
+    "aformat=channel_layouts=hexadecagonal",
+    "-f",
+    "wav",
+)
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "text named mp3": ({"audio": b"Dear Sir, this is not music.\n" * 50, "name": "song.mp3"}, 415, "not_media", "file"),
@@ -149,6 +159,12 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
         400,
         "address_not_allowed",
         "callback_url",
+    ),
+    "too many to split": (
+        {"audio": ffmpeg(*SIXTEEN_CHANNELS), "channel_mode": "split"},
+        400,
+        "too_many_channels",
+        "channel_mode",
     ),
     "not available": ({"diarize": "true"}, 400, "not_supported", "diarize"),
 }
