@@ -111,7 +111,10 @@ def test_what_another_channel_may_still_come_before_is_not_told_yet() -> None:
     assert [said.start for said, _ in merge.said] == [1.0, 4.0, 18.0, 20.0]
 
 
-@given(st.lists(st.lists(st.floats(0, 100), max_size=12), min_size=1, max_size=4), st.randoms())
+MILLISECONDS = st.integers(0, 100_000).map(lambda ms: ms / 1000)
+
+
+@given(st.lists(st.lists(MILLISECONDS, max_size=12), min_size=1, max_size=4), st.randoms())
 def test_told_in_any_steps_it_is_the_same(starts: list[list[float]], rng: random.Random) -> None:
     segments = [[segment(start, start + 1) for start in sorted(each)] for each in starts]
     at_once = Merge([channel(number, 120, None) for number in range(len(starts))])
