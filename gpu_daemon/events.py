@@ -39,11 +39,14 @@ class Listener:
 class EventHub:
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
+        self._watchers: dict[str, set[asyncio.Event]] = {}
 
     def publish(self, kind: str, subject: str, **data: Any) -> None:
         event = Event(kind, subject, data)
         for listener in self._listeners:
             listener.offer(event)
+        for changed in self._watchers.get(subject, ()):
+            changed.set()
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
@@ -53,3 +56,16 @@ class EventHub:
             yield listener
         finally:
             self._listeners.discard(listener)
+
+    @contextmanager
+    def watch(self, subject: str) -> Iterator[asyncio.Event]:
+        """Set when something happens to `subject`, for who looks for himself what it was: it takes no memory."""
+        changed = asyncio.Event()
+        watchers = self._watchers.setdefault(subject, set())
+        watchers.add(changed)
+        try:
+            yield changed
+        finally:
+            watchers.discard(changed)
+            if not watchers and self._watchers.get(subject) is watchers:
+                del self._watchers[subject]

@@ -6,6 +6,7 @@ these holds up others in flight. The rest does not spare them: `fake:hang` never
 SIGTERM does not end it, `fake:segv`, `fake:exit` end the process, `fake:full`, `fake:bug` and `fake:lost` raise what a
 step may raise, `fake:slow=FILE` is one step that lasts until that file exists, `fake:garbage` writes nonsense into the
 socket, `fake:print` prints. `fake:once=FILE,segv` does it only if FILE does not exist yet, and makes it.
+`fake:then=until=FILE` does it after the first segment has been heard.
 
 With FAKE_LOAD_UNTIL=FILE in the environment loading a model goes on until that file exists, with FAKE_ROOM=1 there is
 memory for one model.
@@ -137,7 +138,10 @@ class FakeTranscription:
         )
 
     def _work(self) -> Iterator[bool]:
-        yield from self._behave(self._options.initial_prompt or "")
+        prompt = self._options.initial_prompt or ""
+        after_first = f"fake:{prompt.removeprefix('fake:then=')}" if prompt.startswith("fake:then=") else ""
+        if not after_first:
+            yield from self._behave(prompt)
         duration_s = len(self._audio) / SAMPLE_RATE_HZ
         for index in range(math.ceil(duration_s / SEGMENT_S)):
             self.fraction = max(self.fraction, SLEPT + (1 - SLEPT) * index * SEGMENT_S / duration_s)
@@ -147,6 +151,8 @@ class FakeTranscription:
                 words = self._options.word_timestamps
                 self._segments.append(_segment(len(self._segments), index * SEGMENT_S, piece, words))
             yield True
+            if index == 0:
+                yield from self._behave(after_first)
         self.fraction = 1.0
 
     def _behave(self, prompt: str) -> Iterator[bool]:

@@ -1,10 +1,13 @@
 """Jobs for tests that need no upload."""
 
 import uuid
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gpu_daemon.jobs.model import JobId, JobOptions, NewJob
+from gpu_daemon import clock
+from gpu_daemon.jobs.model import Job, JobId, JobOptions, NewJob
+from gpu_daemon.jobs.state import JobState
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 
 
@@ -32,3 +35,25 @@ def store_audio(jobs_dir: Path, job_id: JobId) -> Path:
     directory.mkdir(parents=True)
     (directory / SOURCE_NAME).write_bytes(b"audio")
     return directory
+
+
+def stored_job(**changes: Any) -> Job:
+    """As the database has it."""
+    values: dict[str, Any] = {
+        "seq": 1,
+        "state": JobState.QUEUED,
+        "stage": None,
+        "progress": 0.0,
+        "attempt": 0,
+        "worker_index": None,
+        "cancel_requested_at": None,
+        "created_at": clock.now(),
+        "started_at": None,
+        "finished_at": None,
+        "error_code": None,
+        "error_message": None,
+        "reused": False,
+        "timings": {},
+    }
+    new = new_job()
+    return Job(**{each.name: getattr(new, each.name) for each in fields(new)} | values | changes)

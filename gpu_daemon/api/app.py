@@ -3,7 +3,19 @@
 from fastapi import FastAPI
 
 from gpu_daemon import __version__
-from gpu_daemon.api import callbacks, documents, errors, health, jobs, operations, pages, results, services, submit
+from gpu_daemon.api import (
+    callbacks,
+    documents,
+    errors,
+    events,
+    health,
+    jobs,
+    operations,
+    pages,
+    results,
+    services,
+    submit,
+)
 from gpu_daemon.api.attendance import Attendance
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
@@ -16,6 +28,7 @@ ROUTERS = (
     submit.router,
     jobs.router,
     results.router,
+    events.router,
     callbacks.router,
     services.router,
     health.router,

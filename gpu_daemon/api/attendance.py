@@ -7,17 +7,17 @@ running for as long as that pause may take, and the request that comes again is 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.intake import Taken, Translation
-from gpu_daemon.api.line import ended, while_there
+from gpu_daemon.api.line import UNBUFFERED, Streamed, ended, more
 from gpu_daemon.api.submit import take
 from gpu_daemon.errors import GpuDaemonError, NotFound
 from gpu_daemon.jobs.model import Job, JobId
@@ -138,7 +138,7 @@ class Attended:
         """Made when the job has ended. `drips`: it is JSON, and blanks may go before it while the job takes long."""
         return _WhenEnded(self._context, self, make, drips=drips)
 
-    def stream(self, pieces: AsyncIterator[bytes], media_type: str) -> Response:
+    def stream(self, pieces: AsyncGenerator[bytes], media_type: str) -> Response:
         """What comes as it comes; when the client hangs up, `pieces` is closed."""
         return _Stream(self, pieces, media_type)
 
@@ -168,42 +168,26 @@ class _WhenEnded(Response):
         del started.headers["content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": started.raw_headers})
         while True:
-            await _more(send, b" ")
+            await more(send, b" ")
             try:
                 job = await ended(self._context, receive, self._attended.taken.job, DRIP_S)
             except NotFound:
                 return
             if job.state is JobState.COMPLETED:
-                await _more(send, bytes((await self._make(job)).body), last=True)
+                await more(send, bytes((await self._make(job)).body), last=True)
             if job.state in TERMINAL:
                 return
 
 
 class _Stream(Response):
-    def __init__(self, attended: Attended, pieces: AsyncIterator[bytes], media_type: str) -> None:
-        super().__init__(media_type=media_type, headers=attended.headers | UNBUFFERED)
-        del self.headers["content-length"]
+    def __init__(self, attended: Attended, pieces: AsyncGenerator[bytes], media_type: str) -> None:
+        super().__init__()
         self._attended = attended
-        self._pieces = pieces
+        self._streamed = Streamed(pieces, media_type, attended.headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._attended.held():
-            await while_there(receive, self._send(send))
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            await _more(send, piece)
-        await _more(send, b"", last=True)
-
-
-UNBUFFERED = {"X-Accel-Buffering": "no"}
-"""nginx would keep back what is sent until there is more of it."""
-
-
-async def _more(send: Send, body: bytes, *, last: bool = False) -> None:
-    message: Message = {"type": "http.response.body", "body": body, "more_body": not last}
-    await send(message)
+            await self._streamed(scope, receive, send)
 
 
 def _retries(request: Request) -> int:

@@ -30,6 +30,7 @@ class Live:
     stage: Stage
     progress: float
     worker_index: int
+    attempt: int
     stage_since_s: float
     """On the monotonic clock."""
     segments: tuple[Segment, ...] = ()

@@ -305,7 +305,13 @@ class Worker:
             await self._preparer.discard(waiting.id)
             return None
         claim, job = claimed
-        live = Live(stage=Stage.PREPARING, progress=0.0, worker_index=self.index, stage_since_s=clock.monotonic())
+        live = Live(
+            stage=Stage.PREPARING,
+            progress=0.0,
+            worker_index=self.index,
+            attempt=claim.attempt,
+            stage_since_s=clock.monotonic(),
+        )
         current = self._current = _Current(job=job, claim=claim, live=live)
         if self._cancel_claimed or job.cancel_requested_at is not None:
             current.cancel.set()

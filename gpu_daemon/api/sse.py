@@ -1,0 +1,20 @@
+"""Server-Sent Events on the wire (pure): https://html.spec.whatwg.org/multipage/server-sent-events.html"""
+
+import json
+from typing import Any
+
+MEDIA_TYPE = "text/event-stream"
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_S = 15.0
+"""Proxies give up after 30 to 100 seconds without a byte."""
+
+
+def message(data: Any, *, event: str | None = None, id: int | None = None) -> bytes:
+    """`data` as JSON, which has no line breaks."""
+    lines = ["" if id is None else f"id: {id}\n", "" if event is None else f"event: {event}\n"]
+    return f"{''.join(lines)}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def retry(after_ms: int) -> bytes:
+    """When a client whose connection breaks may come back."""
+    return f"retry: {after_ms}\n\n".encode()
