@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import logging
 import sys
@@ -12,12 +14,11 @@ from gpu_daemon.logs import configure, log, redact
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("gpu_daemon")
-    before = (list(root.handlers), root.level, ours.level)
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
     yield
-    root.handlers, level, our_level = before
+    root.handlers, level = before
     root.setLevel(level)
-    ours.setLevel(our_level)
     logging.captureWarnings(False)
     structlog.reset_defaults()
 
@@ -87,6 +88,17 @@ def test_auto_is_pretty_on_a_terminal(capsys: pytest.CaptureFixture[str], monkey
     assert not written.startswith("{")
     assert "daemon.started" in written
     assert "http://localhost:8000" in written
+
+
+class FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    configure("INFO", "json")
+    log.info("a")
 
 
 def test_values_of_secret_names_are_struck_out_at_any_depth(capsys: pytest.CaptureFixture[str]) -> None:
