@@ -1,6 +1,7 @@
 """Blocking work on files, off the event loop."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,7 +13,8 @@ async def blocking(work: Callable[[], T], *, on_cancel: Callable[[], None] | Non
 
     The thread may be writing to a file that the caller is about to close. `on_cancel` tells long work to stop.
     """
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    context = contextvars.copy_context()
+    thread = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(work))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.api.uploads import Upload, receive_json, receive_upload
 from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
-from gpu_daemon.audio.probe import check_channels, check_duration, probe
+from gpu_daemon.audio.probe import AudioInfo, check_channels, check_duration, probe
 from gpu_daemon.audio.sink import sync
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import InvalidRequest, OutcomeUnknown
@@ -69,15 +69,12 @@ class Intake:
         source = self._jobs_dir / job_id / SOURCE_NAME
         try:
             upload = await self._received(request, source, translate)
-            reach(FaultPoint.FILE_WRITTEN)
             fields = upload.fields if translate is None else translate(upload.fields, True)
             submission = self._checked(fields)
             file_name, duration_s = upload.file_name, None
             if file_name is not None:
                 _check_alone(submission.url)
-                duration_s = await self._examined(source, submission.options)
-                await blocking(lambda: sync(source))
-                reach(FaultPoint.FILE_SYNCED)
+                duration_s = (await self._examined(upload, source, submission.options)).duration_s
             elif submission.url is not None:
                 file_name = name_in_url(submission.url)
             else:
@@ -125,14 +122,18 @@ class Intake:
 
         return await receive_upload(request.receive, content_type, source, self._limits, on_file=check)
 
-    async def _examined(self, source: Path, options: JobOptions) -> float | None:
-        """Seconds, if the container says. Raises NotMedia, TooLarge, InvalidRequest."""
-        async with self._probing:
-            info = await probe(source)
+    async def _examined(self, upload: Upload, source: Path, options: JobOptions) -> AudioInfo:
+        """The file is synced then. Raises NotMedia, TooLarge, InvalidRequest."""
+        if (info := upload.plain) is None:
+            async with self._probing:
+                info = await probe(source)
         check_duration(info, self._max_duration_s)
         if options.channel_mode is ChannelMode.SPLIT:
             check_channels(info)
-        return info.duration_s
+        if upload.plain is None:
+            await blocking(lambda: sync(source))
+            reach(FaultPoint.FILE_SYNCED)
+        return info
 
     def _checked(self, fields: Fields) -> Submission:
         catalogue, settings = self._context.catalogue, self._context.settings

@@ -12,9 +12,11 @@ from starlette.types import Receive
 from gpu_daemon.api.form import FormReader
 from gpu_daemon.api.json_body import MAX_JSON_BYTES, json_fields
 from gpu_daemon.audio.pace import FileLimits, Pace
+from gpu_daemon.audio.probe import AudioInfo, plain
 from gpu_daemon.audio.sink import BATCH_BYTES, FileSink
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import TooLarge, TooSlow
+from gpu_daemon.faultpoints import FaultPoint, reach
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +26,8 @@ class Upload:
     """None, like the other two: no file came."""
     size_bytes: int | None = None
     sha256: str | None = None
+    plain: AudioInfo | None = None
+    """Of a file that is known without ffmpeg; it is synced already."""
 
 
 async def receive_upload(
@@ -36,7 +40,7 @@ async def receive_upload(
 ) -> Upload:
     """The fields, and the file, if one comes, in `target`, whose directory is made here and is the caller's to remove.
 
-    It is not synced yet. Raises InvalidRequest and its like, DiskFull, ClientDisconnect.
+    It is synced only if it is `plain`. Raises InvalidRequest and its like, DiskFull, ClientDisconnect.
     """
     form = FormReader(content_type, max_file_bytes=limits.file_bytes, on_file=on_file)
     sink = FileSink(target, reserve_bytes=limits.reserve_bytes)
@@ -51,10 +55,27 @@ async def receive_upload(
         form.finish()
         if form.file_name is None:
             return Upload(fields=form.fields)
-        await blocking(partial(sink.write, form.take()))
+        plain_info = await blocking(partial(_finish, sink, form.take(), target))
     finally:
         sink.close()
-    return Upload(fields=form.fields, file_name=form.file_name, size_bytes=form.file_size_bytes, sha256=sink.sha256)
+    return Upload(
+        fields=form.fields,
+        file_name=form.file_name,
+        size_bytes=form.file_size_bytes,
+        sha256=sink.sha256,
+        plain=plain_info,
+    )
+
+
+def _finish(sink: FileSink, rest: bytearray, target: Path) -> AudioInfo | None:
+    """All that is to be done with most files, in one go: each way to a thread and back costs more than the work."""
+    sink.write(rest)
+    reach(FaultPoint.FILE_WRITTEN)
+    info = plain(target)
+    if info is not None:
+        sink.sync()
+        reach(FaultPoint.FILE_SYNCED)
+    return info
 
 
 async def receive_json(receive: Receive, limits: FileLimits) -> Upload:

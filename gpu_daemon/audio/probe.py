@@ -91,14 +91,20 @@ async def examine(source: Path, timeout_s: float) -> AudioInfo:
     """Raises NotMedia, FfmpegTimeout."""
     if source.stat().st_size == 0:
         raise NotMedia("the file is empty", param="file")
-    if (n_samples := plain_samples(source)) is not None:
-        return plain_info(n_samples)
+    if (info := plain(source)) is not None:
+        return info
     finished = await run_ffmpeg(first_frames(source, PROBED_FRAMES), timeout_s=timeout_s)
     try:
         return described(finished)
     except NotMedia as error:
         log.info("audio.rejected", reason=error.message, status=finished.status, stderr=finished.stderr[-2000:])
         raise
+
+
+def plain(source: Path) -> AudioInfo | None:
+    """Of a file that is known without ffmpeg; None: of another. Reads its header only."""
+    n_samples = plain_samples(source)
+    return None if n_samples is None else plain_info(n_samples)
 
 
 def plain_info(n_samples: int) -> AudioInfo:

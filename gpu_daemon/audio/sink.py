@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +34,7 @@ class FileSink:
 
     def write(self, batch: bytes | bytearray) -> None:
         """Raises DiskFull."""
-        try:
+        with _room():
             if self._file is None:
                 self._target.parent.mkdir(exist_ok=True)
                 self._file = self._target.open("xb", buffering=0)
@@ -43,11 +45,14 @@ class FileSink:
             view = memoryview(batch)
             while view:
                 view = view[self._file.write(view) :]
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise _disk_full() from error
-            raise
         self._sha256.update(batch)
+
+    def sync(self) -> None:
+        """As `sync`, of what was written. Raises DiskFull."""
+        assert self._file is not None
+        with _room():
+            os.fsync(self._file.fileno())
+            _sync_names(self._target)
 
     def close(self) -> None:
         if self._file is not None:
@@ -62,16 +67,32 @@ def _disk_full() -> DiskFull:
     return DiskFull("there is too little disk space for the file; try again later", retry_after_s=60)
 
 
-def sync(target: Path) -> None:
-    """The file, its name and its directory's name will survive a power cut. Blocks. Raises DiskFull."""
+@contextmanager
+def _room() -> Iterator[None]:
+    """Raises DiskFull when there is none."""
     try:
-        for path in (target, target.parent, target.parent.parent):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        yield
     except OSError as error:
         if error.errno in NO_SPACE:
             raise _disk_full() from error
         raise
+
+
+def sync(target: Path) -> None:
+    """The file, its name and its directory's name will survive a power cut. Blocks. Raises DiskFull."""
+    with _room():
+        _sync(target)
+        _sync_names(target)
+
+
+def _sync_names(target: Path) -> None:
+    _sync(target.parent)
+    _sync(target.parent.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from gpu_daemon.api.uploads import Upload, receive_upload
 from gpu_daemon.audio.pace import FileLimits
+from gpu_daemon.audio.probe import examine
 from gpu_daemon.audio.sink import BATCH_BYTES, sync
 from gpu_daemon.blocking import blocking
 from gpu_daemon.database.pool import ConnectionParameters
@@ -66,6 +67,13 @@ async def test_what_is_written_is_what_was_sent_and_its_hash(tmp_path: Path) -> 
     assert upload == Upload(
         fields={}, file_name="a.wav", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
     )
+
+
+async def test_a_file_that_needs_no_ffmpeg_is_known_and_synced_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "job" / "source"
+    upload = await receive(Wire(HEAD, tone(1.5), END), target)
+    assert upload.plain == await examine(target, 10)
+    assert (await receive(Wire(HEAD, tone(1.5)[:-1], END), tmp_path / "other" / "source")).plain is None
 
 
 async def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
