@@ -22,8 +22,8 @@ run: $(RUN_STAMP) ## start the daemon; its settings come from the environment an
 	@$(PY) run.py
 
 test: $(DEV_STAMP) check ## everything that CI runs: format, lint, types, imports, tests
-	@deploy/system-packages.sh ffmpeg espeak-ng
-	@deploy/system-packages.sh --optional curl chromium
+	@deploy/system-packages.sh ffmpeg espeak-ng curl
+	@deploy/system-packages.sh --optional chromium
 	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: $(DEV_STAMP) ## the part of `test` that only reads the code

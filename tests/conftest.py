@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,13 @@ async def empty_database(postgres: ConnectionParameters) -> AsyncIterator[Connec
 @pytest.fixture
 async def database(postgres: ConnectionParameters) -> AsyncIterator[ConnectionParameters]:
     """Migrated, and this test's own."""
+    async with fresh_database(postgres) as database:
+        yield database
+
+
+@asynccontextmanager
+async def fresh_database(postgres: ConnectionParameters) -> AsyncIterator[ConnectionParameters]:
+    """Migrated; for what several tests share."""
     name = f"test_{next(_numbers)}"
     await _execute(postgres, f"CREATE DATABASE {name} TEMPLATE migrated")
     yield replace(postgres, database=name)

@@ -25,6 +25,11 @@ async def _client(request: Request, _bearer: object = _SCHEMES[0], _header: obje
 
     Awaits nothing, but is no plain function: those are run in a thread.
     """
+    request.state.client = client = _client_of(request)
+    return client
+
+
+def _client_of(request: Request) -> str | None:
     keys = context_of(request).settings.api_keys
     if not keys:
         return None

@@ -10,10 +10,10 @@ from gpu_daemon.api import (
     events,
     health,
     jobs,
+    metrics,
     operations,
     pages,
     results,
-    services,
     submit,
 )
 from gpu_daemon.api.attendance import Attendance
@@ -21,19 +21,32 @@ from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
 from gpu_daemon.api.rate_limit import RateLimit
+from gpu_daemon.api.services import cuda, micro, rocm, rq, scale
 from gpu_daemon.errors import InvalidRequest, SettingsError
 from gpu_daemon.jobs.languages import language_code
 
-ROUTERS = (
-    submit.router,
-    jobs.router,
-    results.router,
-    events.router,
-    callbacks.router,
-    services.router,
-    health.router,
-    operations.router,
-)
+ROUTERS = {
+    "": (
+        submit.router,
+        jobs.router,
+        results.router,
+        events.router,
+        callbacks.router,
+        cuda.router,
+        rq.shared,
+        health.router,
+        metrics.router,
+        operations.router,
+        rocm.shared,
+        micro.shared,
+        scale.shared,
+    ),
+    "/services/rocm": (rocm.shared, rocm.own),
+    "/services/micro": (micro.shared, health.router),
+    "/services/rq": (rq.shared, rq.own, health.router),
+    "/services/scale": (submit.router, jobs.router, results.router, scale.shared, health.router, metrics.router),
+}
+"""By base path. A service has one of its own: there it may call things by names that mean others at the root."""
 
 
 def create_app(context: Context) -> FastAPI:
@@ -53,8 +66,9 @@ def create_app(context: Context) -> FastAPI:
     app.state.intake = Intake(context)
     app.state.attendance = Attendance(context)
     app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
-    for router in ROUTERS:
-        app.include_router(router)
+    for base_path, routers in ROUTERS.items():
+        for router in routers:
+            app.include_router(router, prefix=base_path)
     document = documents.openapi(app)
     pages.install(app, document)
     errors.install(app, document)

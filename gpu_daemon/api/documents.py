@@ -21,6 +21,10 @@ TAGS = [
     {"name": "queue", "description": "What waits and what runs."},
     {"name": "health", "description": "For orchestrators; open even where API keys are configured."},
     {"name": "operations", "description": "Models, workers, the state that the page shows."},
+    {"name": "ROCm service", "description": "Its routes and words; base path `/services/rocm`."},
+    {"name": "microservice", "description": "Its routes and words; base path `/services/micro`, or the root."},
+    {"name": "queue guide", "description": "Its routes and words; base path `/services/rq`."},
+    {"name": "production-scale service", "description": "Its routes and words; base path `/services/scale`."},
 ]
 
 DESCRIPTION = """\
@@ -167,6 +171,18 @@ TRANSCRIBE_BODY: dict[str, Any] = {
         },
     ],
 }
+
+
+def form(title: str, **own: dict[str, Any]) -> dict[str, Any]:
+    """The body of a service's route: its own fields, and those of POST /transcribe."""
+    body = {
+        "title": title,
+        "type": "object",
+        "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
+        "additionalProperties": False,
+        "properties": {FILE_FIELD: FORM_PROPERTIES[FILE_FIELD]} | own | FORM_PROPERTIES,
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:

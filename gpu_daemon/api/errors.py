@@ -59,6 +59,7 @@ MEANINGS = {
     415: "not audio or video that can be decoded",
     429: "too many submissions in a minute; `Retry-After` says when to come back",
     500: "a mistake of the daemon's",
+    501: "not in this version",
     503: "starting, draining, stopping, or the queue is full; `Retry-After` says when to come back",
     507: "too little disk space; `Retry-After` says when to come back",
 }

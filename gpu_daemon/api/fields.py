@@ -101,6 +101,11 @@ def check_model_knows(options: JobOptions, *, official: bool) -> None:
         raise InvalidRequest(f"the model {options.model} does not know Cantonese; large-v3 does", param="language")
 
 
+def flag(fields: Mapping[str, Sequence[str]], name: str) -> bool:
+    """One of another API's own, false when it is absent. Raises InvalidRequest."""
+    return _boolean({name: [value for value in fields.get(name, ()) if value != ""]}, name, False)
+
+
 Given = Mapping[str, Sequence[str]]
 Choice = TypeVar("Choice", bound=StrEnum)
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from gpu_daemon import __version__
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.schemas import Alive, Health, Ready
-from gpu_daemon.api.state import health_reason, running_job, running_worker
+from gpu_daemon.api.state import health_reason, running_job
 from gpu_daemon.errors import DiskFull
 from gpu_daemon.scheduling.admission import check_disk
 
@@ -20,8 +20,8 @@ async def health(request: Request) -> Health:
     readiness = health_reason(context)
     workers = context.scheduler.workers()
     gpus = [worker.device for worker in workers if worker.device.kind != "cpu"]
-    running = running_worker(context)
-    shown = running is not None and not context.settings.api_keys
+    running = running_job(context, None)
+    shown = running.busy and not context.settings.api_keys
     return Health(
         status=readiness.status,
         reason=readiness.reason,
@@ -32,8 +32,8 @@ async def health(request: Request) -> Health:
         memory_total_gb=None,
         memory_available_gb=None,
         models_loaded={"whisper": any(worker.loaded for worker in workers), "pyannote": False},
-        busy=running is not None,
-        current_job=running_job(context, running, None) if running is not None and shown else None,
+        busy=running.busy,
+        current_job=running if shown else None,
     )
 
 

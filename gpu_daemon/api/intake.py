@@ -114,7 +114,7 @@ class Intake:
 
     async def _received(self, request: Request, source: Path, translate: Translation | None) -> Upload:
         content_type = request.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() == JSON_TYPE:
+        if translate is None and content_type.partition(";")[0].strip().lower() == JSON_TYPE:
             return await receive_json(request.receive, self._limits)
 
         def check(fields: Fields) -> None:

@@ -161,12 +161,12 @@ class RunningJob(Body):
     filename: str | None
     stage: str = Field(description="`idle` when nothing runs")
     progress: float
-    elapsed_seconds: float | None
-    stage_elapsed_seconds: float | None
+    elapsed_seconds: float
+    stage_elapsed_seconds: float
     transcription_segments: int
     diarization_segments: int
     error_message: str | None
-    details: dict[str, float | None]
+    details: dict[str, float] = Field(description="`audio_duration_seconds`, where the file says it")
 
 
 class Health(Body):

@@ -14,12 +14,13 @@ from gpu_daemon.api.schemas import (
 )
 from gpu_daemon.catalogue.catalogue import ModelStatus
 from gpu_daemon.errors import Unavailable
-from gpu_daemon.jobs.model import Job
-from gpu_daemon.jobs.state import JobState
+from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.status import WorkerStatus
 
 MAX_IDS = 200
 MB = 1024 * 1024
+STAGES = {Stage.FETCHING: "uploading", Stage.PREPARING: "loading"}
+"""What a running job's stage is called where RunningJob is said; the others have the same name there."""
 IDLE = RunningJob(
     busy=False,
     job_id=None,
@@ -103,26 +104,25 @@ def model_view(model: ModelStatus) -> ModelView:
     )
 
 
-def running_worker(context: Context) -> WorkerStatus | None:
-    """The first of those that run a job."""
-    return next((worker for worker in context.scheduler.workers() if worker.job_id is not None), None)
-
-
-def running_job(context: Context, worker: WorkerStatus, job: Job | None) -> RunningJob:
-    """`job`: the row of what the worker runs; None where the database is not to be asked, and less is known then."""
-    assert worker.job_id is not None
-    live = context.scheduler.live(worker.job_id)
-    started_at = None if job is None else job.started_at
+def running_job(context: Context, client: str | None) -> RunningJob:
+    """The first of the client's own; of another client's only that there is one. From memory alone."""
+    scheduler = context.scheduler
+    running = scheduler.running_ids()
+    own = next(iter(own_ids(context, client, running)), None)
+    job, live = (None, None) if own is None else (scheduler.running_job(own), scheduler.live(own))
+    if job is None or live is None:
+        return IDLE.model_copy(update={"busy": bool(running)})
+    started_at = job.started_at or clock.now()
     return RunningJob(
         busy=True,
-        job_id=worker.job_id,
-        filename=None if job is None else job.file_name,
-        stage="loading" if worker.stage is None else worker.stage.value,
-        progress=worker.progress or 0.0,
-        elapsed_seconds=None if started_at is None else round((clock.now() - started_at).total_seconds(), 1),
-        stage_elapsed_seconds=None if live is None else round(clock.monotonic() - live.stage_since_s, 1),
-        transcription_segments=0,
+        job_id=job.id,
+        filename=job.file_name,
+        stage=STAGES.get(live.stage, live.stage.value),
+        progress=round(live.progress, 1),
+        elapsed_seconds=round((clock.now() - started_at).total_seconds(), 1),
+        stage_elapsed_seconds=round(clock.monotonic() - live.stage_since_s, 1),
+        transcription_segments=len(live.segments),
         diarization_segments=0,
         error_message=None,
-        details={} if job is None else {"audio_duration_seconds": job.duration_s},
+        details={} if job.duration_s is None else {"audio_duration_seconds": job.duration_s},
     )

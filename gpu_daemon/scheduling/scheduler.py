@@ -278,12 +278,21 @@ class Scheduler:
         position = self._queue.position(job_id)
         return None if position is None else self._wait_behind(position)
 
+    def estimated_end_s(self, job: Job) -> float | None:
+        """Until a job that waits will have ended. None as above."""
+        wait_s, pace = self.estimated_wait_s(job.id), self._paces.of(0, job.options.model)
+        return None if wait_s is None or pace is None else wait_s + pace.expected_s(job.duration_s)
+
     def is_fetching(self, job_id: JobId) -> bool:
         """It waits for the server of its `url`."""
         return self._preparer.is_fetching(job_id)
 
     def live(self, job_id: JobId) -> Live | None:
         return next((worker.live for worker in self._workers if worker.job_id == job_id), None)
+
+    def running_job(self, job_id: JobId) -> Job | None:
+        """As it was claimed; None: it does not run."""
+        return next((worker.job for worker in self._workers if worker.job_id == job_id), None)
 
     def queued_ids(self) -> list[JobId]:
         return [job.id for job in self._queue]

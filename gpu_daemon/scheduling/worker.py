@@ -142,6 +142,11 @@ class Worker:
         return None if self._current is None else self._current.job.id
 
     @property
+    def job(self) -> Job | None:
+        """As it was claimed."""
+        return None if self._current is None else self._current.job
+
+    @property
     def client(self) -> str | None:
         return None if self._current is None else self._current.job.client
 

@@ -176,8 +176,9 @@ class JobStore:
         client: str | None = None,
         limit: int = 50,
         before_seq: int | None = None,
+        skip: int = 0,
     ) -> list[Job]:
-        """Newest first."""
+        """Newest first, without the first `skip`."""
         async with connection(self._pool) as db:
             rows = await db.fetch(
                 f"""SELECT {COLUMNS} FROM jobs
@@ -185,12 +186,13 @@ class JobStore:
                       AND ($2::text IS NULL OR options->>'model' = $2)
                       AND ($3::text IS NULL OR client = $3)
                       AND ($4::bigint IS NULL OR seq < $4)
-                    ORDER BY seq DESC LIMIT $5""",
+                    ORDER BY seq DESC LIMIT $5 OFFSET $6""",
                 [state.value for state in states],
                 model,
                 client,
                 before_seq,
                 limit,
+                skip,
             )
         return [job_of(row) for row in rows]
 
@@ -204,6 +206,18 @@ class JobStore:
         async with connection(self._pool) as db:
             found = dict(await db.fetch("SELECT state, count(*) FROM jobs GROUP BY state"))
         return {state: found.get(state.value, 0) for state in JobState}
+
+    async def count(self, *, states: Collection[JobState], client: str | None) -> int:
+        """Of one client, or of all; in these states, or in any."""
+        async with connection(self._pool) as db:
+            return int(
+                await db.fetchval(
+                    """SELECT count(*) FROM jobs WHERE (cardinality($1::text[]) = 0 OR state = ANY ($1))
+                                                   AND ($2::text IS NULL OR client = $2)""",
+                    [state.value for state in states],
+                    client,
+                )
+            )
 
     async def count_reused(self) -> int:
         """Jobs that were answered with the result of an earlier one."""

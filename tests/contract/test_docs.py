@@ -94,15 +94,17 @@ def test_every_file_that_is_named_exists(text: str) -> None:
 
 def test_every_route_that_the_readme_lists_exists() -> None:
     there = {
-        (method, re.sub(r"{\w+}", "{}", route.path))
-        for router in ROUTERS
+        (method, re.sub(r"{\w+}", "{}", base_path + route.path))
+        for base_path, routers in ROUTERS.items()
+        for router in routers
         for route in router.routes
         if isinstance(route, Route)
         for method in route.methods or ()
     }
+    there |= {("GET", base_path) for base_path in ROUTERS}
     there |= {("GET", path) for path in ("/openapi.json", "/docs", "/redoc")}  # of pages.py, which has no router
     section = README.split("\n## Routes\n")[1].split("\n## ")[0]
-    said = re.findall(r"`(?:(GET|POST|PATCH|DELETE) )?(/[a-z./{}-]*)[?`]", section)
+    said = re.findall(r"`(?:(GET|POST|PATCH|DELETE) )?(/[a-z0-9_./{}-]*)[?`]", section)
     assert len(said) > 15
     assert {(method or "GET", re.sub(r"{\w+}", "{}", path)) for method, path in said} - there == set()
 

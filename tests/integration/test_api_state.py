@@ -187,7 +187,7 @@ async def test_the_api_describes_itself(served: ServedDaemon) -> None:
         for method, operation in operations.items():
             assert operation["summary"], (method, path)
             assert set(operation["tags"]) <= set(tags), (method, path)
-            assert path.startswith("/health") or operation["security"], (method, path)
+            assert "/health" in path or operation["security"], (method, path)
     form = document["paths"]["/transcribe"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["properties"]["file"]["format"] == "binary"
 
