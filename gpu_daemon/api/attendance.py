@@ -62,6 +62,8 @@ class Attendance:
         retries = _retries(request)
         with self._coming(_who(request, client)) if retries else contextlib.nullcontext():
             taken = await take(request, client, translate, rejoin=retries > 0)
+            if taken.replayed:
+                log.info("job.rejoined", job_id=taken.job.id)
             if not taken.replayed or taken.job.id in self._listeners:
                 self._listeners[taken.job.id] = self._listeners.get(taken.job.id, 0) + 1
         patience_s = 0.0

@@ -18,6 +18,7 @@ from gpu_daemon.audio.probe import MAX_SPEAKERS
 
 TAGS = [
     {"name": "jobs", "description": "Send a file, watch its job, fetch its transcript."},
+    {"name": "openai", "description": "OpenAI's audio API, for its official clients."},
     {"name": "queue", "description": "What waits and what runs."},
     {"name": "health", "description": "For orchestrators; open even where API keys are configured."},
     {"name": "operations", "description": "Models, workers, the state that the page shows."},

@@ -62,30 +62,30 @@ def parse_fields(
     _check_names(given)
     _only(given, "mode", "accurate")
     for name in ("diarize", "vad_filter"):
-        if _boolean(given, name, False):
+        if boolean(given, name, False):
             raise _not_yet(name)
-    language = _one(given, "language") or default_language
+    language = one(given, "language") or default_language
     return Submission(
         options=JobOptions(
-            model=_one(given, "model") or default_model(),
+            model=one(given, "model") or default_model(),
             language=language_code(language),
-            task=_choice(given, "task", Task),
+            task=choice(given, "task", Task),
             word_timestamps=_word_timestamps(given),
             temperature=_temperatures(given),
             initial_prompt=_prompt(given),
             hotwords=_text(given, "hotwords"),
-            beam_size=_integer(given, "beam_size", 1, MAX_BEAM_SIZE),
-            condition_on_previous_text=_boolean(given, "condition_on_previous_text", True),
-            trim_silence=_boolean(given, "trim_silence", True),
-            channel_mode=_choice(given, "channel_mode", ChannelMode),
+            beam_size=integer(given, "beam_size", 1, MAX_BEAM_SIZE),
+            condition_on_previous_text=boolean(given, "condition_on_previous_text", True),
+            trim_silence=boolean(given, "trim_silence", True),
+            channel_mode=choice(given, "channel_mode", ChannelMode),
         ),
         requested_language=language,
         url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
         callback_url=_url(given, "callback_url", MAX_CALLBACK_URL_CHARACTERS),
-        priority=_integer(given, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        priority=integer(given, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
         metadata=_metadata(given),
-        wait=_boolean(given, "wait", False),
-        reuse_result=_boolean(given, "reuse_result", True),
+        wait=boolean(given, "wait", False),
+        reuse_result=boolean(given, "reuse_result", True),
     )
 
 
@@ -103,7 +103,7 @@ def check_model_knows(options: JobOptions, *, official: bool) -> None:
 
 def flag(fields: Mapping[str, Sequence[str]], name: str) -> bool:
     """One of another API's own, false when it is absent. Raises InvalidRequest."""
-    return _boolean({name: [value for value in fields.get(name, ()) if value != ""]}, name, False)
+    return boolean({name: [value for value in fields.get(name, ()) if value != ""]}, name, False)
 
 
 Given = Mapping[str, Sequence[str]]
@@ -125,11 +125,11 @@ def _not_yet(name: str) -> InvalidRequest:
 
 
 def _only(given: Given, name: str, value: str) -> None:
-    if _one(given, name) not in (None, value):
+    if one(given, name) not in (None, value):
         raise _not_yet(name)
 
 
-def _one(given: Given, name: str) -> str | None:
+def one(given: Given, name: str) -> str | None:
     values = given.get(name, ())
     if len(values) > 1:
         raise InvalidRequest(f"{name} is given {len(values)} times; give it once", param=name)
@@ -137,7 +137,7 @@ def _one(given: Given, name: str) -> str | None:
 
 
 def _text(given: Given, name: str) -> str | None:
-    text = _one(given, name)
+    text = one(given, name)
     if text is not None and len(text) > MAX_PROMPT_CHARACTERS:
         raise InvalidRequest(f"{name} may have {MAX_PROMPT_CHARACTERS} characters at most", param=name)
     if text is not None and "\0" in text:
@@ -145,8 +145,8 @@ def _text(given: Given, name: str) -> str | None:
     return text
 
 
-def _boolean(given: Given, name: str, default: bool) -> bool:
-    said = _one(given, name)
+def boolean(given: Given, name: str, default: bool) -> bool:
+    said = one(given, name)
     if said is None:
         return default
     if said.lower() in TRUE | FALSE:
@@ -154,8 +154,8 @@ def _boolean(given: Given, name: str, default: bool) -> bool:
     raise InvalidRequest(f"{name} is true or false, not {said[:50]!r}", param=name)
 
 
-def _integer(given: Given, name: str, least: int, most: int) -> int | None:
-    said = _one(given, name)
+def integer(given: Given, name: str, least: int, most: int) -> int | None:
+    said = one(given, name)
     if said is None:
         return None
     try:
@@ -167,9 +167,9 @@ def _integer(given: Given, name: str, least: int, most: int) -> int | None:
     return number
 
 
-def _choice(given: Given, name: str, kind: type[Choice]) -> Choice:
+def choice(given: Given, name: str, kind: type[Choice]) -> Choice:
     """The first of its kind, when it is absent."""
-    if (said := _one(given, name)) is None:
+    if (said := one(given, name)) is None:
         return next(iter(kind))
     try:
         return kind(said)
@@ -178,7 +178,7 @@ def _choice(given: Given, name: str, kind: type[Choice]) -> Choice:
 
 
 def _word_timestamps(given: Given) -> bool:
-    wanted = _boolean(given, "word_timestamps", False)
+    wanted = boolean(given, "word_timestamps", False)
     for name in ("timestamp_granularity", "timestamp_granularities", "timestamp_granularities[]"):
         for said in given.get(name, ()):
             if said.strip() not in ("word", "segment"):
@@ -213,7 +213,7 @@ def _prompt(given: Given) -> str | None:
 
 
 def _url(given: Given, name: str, most_characters: int) -> str | None:
-    url = _one(given, name)
+    url = one(given, name)
     if url is None:
         return None
     try:
@@ -230,7 +230,7 @@ def _url(given: Given, name: str, most_characters: int) -> str | None:
 
 
 def _metadata(given: Given) -> dict[str, Any] | None:
-    said = _one(given, "metadata")
+    said = one(given, "metadata")
     if said is None:
         return None
     if len(said.encode()) > MAX_METADATA_BYTES:

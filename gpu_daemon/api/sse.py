@@ -5,6 +5,8 @@ from typing import Any
 
 MEDIA_TYPE = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+"""How OpenAI ends a stream."""
 KEEP_ALIVE_S = 15.0
 """Proxies give up after 30 to 100 seconds without a byte."""
 

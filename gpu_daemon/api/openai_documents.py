@@ -1,0 +1,107 @@
+"""What OpenAPI is told of OpenAI's routes: their bodies are read as they come."""
+
+from typing import Any, Literal
+
+from gpu_daemon.api.documents import FORM_PROPERTIES
+from gpu_daemon.api.results import CONTENT_TYPES, MOST
+from gpu_daemon.api.schemas import Body
+from gpu_daemon.api.sse import MEDIA_TYPE
+from gpu_daemon.transcript.formats import Format
+
+
+class OpenAIModel(Body):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    """Seconds since 1970: when this daemon started."""
+    owned_by: str
+    alias_of: str | None = None
+
+
+class OpenAIModels(Body):
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+def _lines(description: str) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 1, "maximum": MOST, "description": description}
+
+
+SHARED: dict[str, Any] = {
+    "file": FORM_PROPERTIES["file"],
+    "model": {
+        "type": "string",
+        "description": "One that GET /v1/models lists; `whisper-1` and its like are the default one.",
+        "examples": ["whisper-1"],
+    },
+    "prompt": FORM_PROPERTIES["prompt"],
+    "temperature": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0,
+        "description": "0: hotter by steps where a window fails, as Whisper does.",
+    },
+    "max_line_width": _lines("srt, vtt: characters in a line."),
+    "max_line_count": _lines("srt, vtt: lines in a cue, with `max_line_width`."),
+    "max_words_per_line": _lines("srt, vtt: without both of the above."),
+    "highlight_words": {"type": "boolean", "default": False, "description": "srt, vtt: underline each word."},
+}
+
+FORMATS = [format.value for format in Format]
+
+TRANSCRIPTION_PROPERTIES: dict[str, Any] = SHARED | {
+    "response_format": {"type": "string", "enum": FORMATS, "default": Format.JSON.value},
+    "language": FORM_PROPERTIES["language"],
+    "timestamp_granularities[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": ["word", "segment"]},
+        "description": "What verbose_json holds; absent: segments.",
+    },
+    "stream": {
+        "type": "boolean",
+        "default": False,
+        "description": "Server-Sent Events: the text as it is decoded. Not for srt, vtt and tsv.",
+    },
+    "chunking_strategy": {
+        "type": "string",
+        "enum": ["auto"],
+        "description": 'Or an object of the type "server_vad". Whisper cuts by what it hears, whatever is said here.',
+    },
+    "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "As `hotwords`."},
+    "channel_mode": FORM_PROPERTIES["channel_mode"],
+}
+
+TRANSLATION_PROPERTIES = SHARED | {
+    "response_format": {
+        "type": "string",
+        "enum": [name for name in FORMATS if name != Format.DIARIZED_JSON.value],
+        "default": Format.JSON.value,
+    },
+}
+
+
+def _operation(title: str, properties: dict[str, Any], *, streams: bool) -> dict[str, Any]:
+    answers: dict[str, Any] = {kind.split(";")[0]: {} for kind in CONTENT_TYPES.values()} | (
+        {MEDIA_TYPE: {}} if streams else {}
+    )
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "title": title,
+                        "type": "object",
+                        "required": ["file", "model"],
+                        "properties": properties,
+                    }
+                }
+            },
+        },
+        "responses": {"200": {"description": "the transcript", "content": answers}},
+    }
+
+
+TRANSCRIPTION = _operation("Transcription", TRANSCRIPTION_PROPERTIES, streams=True)
+TRANSLATION = _operation("Translation", TRANSLATION_PROPERTIES, streams=False)

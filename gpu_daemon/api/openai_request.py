@@ -1,0 +1,186 @@
+"""A request of OpenAI's audio API in the words of our own (pure). Whatever it does not know goes through: what POST
+/transcribe takes is taken here as well, and the rest is ignored, as OpenAI does."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_daemon.api.fields import KNOWN, Given, boolean, integer, one
+from gpu_daemon.api.results import MOST, SUBTITLES
+from gpu_daemon.errors import InvalidRequest, NotFound
+from gpu_daemon.jobs.model import Task
+from gpu_daemon.transcript.cues import CueOptions
+from gpu_daemon.transcript.formats import Format
+
+ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+"""Of DEFAULT_MODEL: OpenAI's names for what they have. Those with a date, too."""
+ALIAS = re.compile(r"(whisper-1|gpt-4o(-mini)?-transcribe|gpt-transcribe)(-\d{4}-\d{2}-\d{2})?")
+DIARIZES = re.compile(r"gpt-4o-transcribe-diarize(-\d{4}-\d{2}-\d{2})?")
+CHUNKING = "chunking_strategy"
+CHUNKING_PART = re.compile(r"chunking_strategy\[(\w+)\]")
+VAD_NUMBERS = {"threshold": 1.0, "prefix_padding_ms": 60_000.0, "silence_duration_ms": 60_000.0}
+"""With the most that they may be."""
+NOT_OURS = frozenset({"wait", "timestamp_granularity"})
+"""Of POST /transcribe: this route waits anyhow, and has a name of its own for the other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """How the client wants to be answered."""
+
+    task: Task
+    format: Format
+    stream: bool
+    segments: bool
+    """In verbose_json, as the words."""
+    words: bool
+    cues: CueOptions
+
+
+class Reader:
+    """The translation of one request; `wanted` is known once it has been called with all of its fields."""
+
+    def __init__(self, task: Task, *, enabled: Callable[[str], bool]) -> None:
+        """`enabled`: is there a model of that name?"""
+        self._task = task
+        self._enabled = enabled
+        self._wanted: Wanted | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        assert self._wanted is not None
+        return self._wanted
+
+    def __call__(self, fields: Mapping[str, Sequence[str]], complete: bool) -> Mapping[str, Sequence[str]]:
+        """Raises InvalidRequest, NotFound."""
+        given = {_name(name): [value for value in values if value != ""] for name, values in fields.items()}
+        given = {name: values for name, values in given.items() if values}
+        _refuse_what_is_not_here(given)
+        _check_chunking(given)
+        wanted = self._answer(given)
+        ours = {name: values for name, values in given.items() if name in KNOWN - NOT_OURS}
+        ours |= self._model(given) | _temperature(given) | _hints(given)
+        ours["timestamp_granularities"] = ["word"] if wanted.words or wanted.cues.need_words else []
+        if self._task is Task.TRANSLATE:
+            ours["task"] = [Task.TRANSLATE.value]
+        if complete:
+            self._wanted = wanted
+        return {name: values for name, values in ours.items() if values}
+
+    def _model(self, given: Given) -> dict[str, list[str]]:
+        name = one(given, "model")
+        if name is None or self._enabled(name):
+            return {"model": [] if name is None else [name]}
+        if ALIAS.fullmatch(name):
+            return {"model": []}
+        if DIARIZES.fullmatch(name):
+            raise InvalidRequest(
+                f"{name} says who speaks when, which this version cannot tell from the voices; send channel_mode=split "
+                "for a recording with a speaker on each channel, or another model",
+                code="not_supported",
+                param="model",
+            )
+        raise NotFound(
+            f"there is no model {name[:50]!r} here; GET /v1/models lists them", code="model_not_found", param="model"
+        )
+
+    def _answer(self, given: Given) -> Wanted:
+        format = _format(given, self._task)
+        stream = boolean(given, "stream", False)
+        if stream and format in SUBTITLES | {Format.TSV}:
+            raise InvalidRequest(
+                f"{format.value} cannot be streamed: with stream=true send json, text, verbose_json or diarized_json",
+                param="response_format",
+            )
+        granularities = set(given.get("timestamp_granularities", ()))
+        if not granularities <= {"word", "segment"}:
+            raise InvalidRequest("timestamp_granularities[] are word and segment", param="timestamp_granularities[]")
+        return Wanted(
+            task=self._task,
+            format=format,
+            stream=stream,
+            segments=granularities != {"word"},
+            words="word" in granularities or boolean(given, "word_timestamps", False),
+            cues=CueOptions(
+                max_line_width=integer(given, "max_line_width", 1, MOST),
+                max_line_count=integer(given, "max_line_count", 1, MOST),
+                max_words_per_line=integer(given, "max_words_per_line", 1, MOST),
+                highlight_words=boolean(given, "highlight_words", False),
+            ),
+        )
+
+
+def _name(name: str) -> str:
+    """Lists come as `name[]`, and as `name` from some."""
+    return name.removesuffix("[]")
+
+
+def _format(given: Given, task: Task) -> Format:
+    said = one(given, "response_format") or Format.JSON
+    formats = [format.value for format in Format if format is not Format.DIARIZED_JSON or task is Task.TRANSCRIBE]
+    if said not in formats:
+        raise InvalidRequest(
+            f"response_format is one of {', '.join(formats)}, not {said[:50]!r}", param="response_format"
+        )
+    return Format(said)
+
+
+def _refuse_what_is_not_here(given: Given) -> None:
+    for said in given.get("include", ()):
+        if said == "logprobs":
+            raise InvalidRequest(
+                "the probabilities of single tokens are not kept; verbose_json has avg_logprob for each segment and, "
+                "with timestamp_granularities[]=word, a confidence for each word",
+                code="not_supported",
+                param="include[]",
+            )
+        raise InvalidRequest(f"include[] knows logprobs, not {said[:50]!r}", param="include[]")
+    for name in ("known_speaker_names", "known_speaker_references"):
+        if name in given:
+            raise InvalidRequest(
+                f"{name}[] needs speakers to be told apart by their voices, which this version cannot do; leave it out",
+                code="not_supported",
+                param=f"{name}[]",
+            )
+
+
+def _check_chunking(given: Given) -> None:
+    """Whisper cuts by what it hears, whatever is asked for: what is asked must be right all the same."""
+    parts: dict[str, Any] = {found[1]: given[name][0] for name in given if (found := CHUNKING_PART.fullmatch(name))}
+    said = one(given, CHUNKING)
+    if said in (None, "auto") and not parts:
+        return
+    if said is not None:
+        try:
+            parts = json.loads(said)
+        except ValueError:
+            parts = {}
+    if not isinstance(parts, dict) or parts.get("type") != "server_vad":
+        raise InvalidRequest(f'{CHUNKING} is auto, or an object of the type "server_vad"', param=CHUNKING)
+    for name, most in VAD_NUMBERS.items():
+        try:
+            fits = 0 <= float(parts.get(name, 0)) <= most
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise InvalidRequest(f"{CHUNKING}: {name} is a number from 0 to {most:g}", param=CHUNKING)
+
+
+def _temperature(given: Given) -> dict[str, list[str]]:
+    """OpenAI's 0, the default, is Whisper's ladder: hotter where a window fails."""
+    said = one(given, "temperature")
+    try:
+        return {"temperature": []} if said is not None and float(said) == 0 else {}
+    except ValueError:
+        return {}  # our own check says what is wrong with it
+
+
+def _hints(given: Given) -> dict[str, list[str]]:
+    hints = {}
+    if (keywords := given.get("keywords")) and "hotwords" not in given:
+        hints["hotwords"] = [", ".join(keywords)]
+    if len(languages := given.get("languages", ())) == 1 and "language" not in given:
+        hints["language"] = list(languages)
+    return hints
