@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 import gpu_daemon
 from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress
@@ -87,6 +89,30 @@ def transcribed(
         if progress is not None:
             progress(begun.fraction)
     return begun.result()
+
+
+PROBABILITIES: dict[str, Any] = {
+    "language_probability": True,
+    "segments": {
+        "__all__": {
+            "confidence": True,
+            "avg_logprob": True,
+            "no_speech_prob": True,
+            "words": {"__all__": {"confidence": True}},
+        }
+    },
+}
+
+
+def assert_same(ours: Transcript, other: Transcript) -> None:
+    """In all but the last digits of probabilities: sums of floats depend on how many rows are computed at once."""
+    assert ours.model_dump(exclude=PROBABILITIES) == other.model_dump(exclude=PROBABILITIES)
+    for one, two in zip(ours.segments, other.segments, strict=True):
+        assert one.avg_logprob == pytest.approx(two.avg_logprob, abs=1e-3)
+        assert one.no_speech_prob == pytest.approx(two.no_speech_prob, abs=1e-3)
+        assert [word.confidence for word in one.words] == pytest.approx(
+            [word.confidence for word in two.words], abs=1e-3
+        )
 
 
 class Watcher:

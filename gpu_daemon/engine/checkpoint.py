@@ -1,65 +1,70 @@
 """From a checkpoint on disk to a model on the device."""
 
+import base64
+import gzip
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 import whisper
-from whisper.model import ModelDimensions, Whisper
+from torch import Tensor
+from whisper.model import ModelDimensions
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
 from gpu_daemon.engine.base import ModelSpec, Progress
+from gpu_daemon.engine.model import SpeechModel, sources
 from gpu_daemon.errors import JobError
 
-PARAMETER_BYTES = 4
-"""openai-whisper keeps parameters as float32, whatever the checkpoint holds."""
+MULTILINGUAL_VOCABULARY = 51865
+FIRST_LANGUAGES = 99
 
 
-class WatchedWhisper(Whisper):  # type: ignore[misc]  # whisper is not typed
-    """Whisper that beats as it moves, and remembers how sure it was of the language."""
+@dataclass(frozen=True, kw_only=True)
+class WhisperModel:
+    """A network with what is known about it beside its parameters."""
 
-    def __init__(self, dims: ModelDimensions) -> None:
-        super().__init__(dims)
-        self.beat: Callable[[], None] = _no_beat
-        """Called before each block of the encoder and each step of the decoder; may raise."""
-        self.language_probability: float | None = None
-        for module in (*self.encoder.blocks, self.decoder):
-            module.register_forward_pre_hook(lambda *_: self.beat())
+    name: str
+    net: SpeechModel
+    alignment_heads: tuple[tuple[int, int], ...]
+    """(layer, head) of those whose attention follows the audio."""
 
-    def detect_language(self, mel: torch.Tensor, tokenizer: Any = None) -> tuple[torch.Tensor, dict[str, float]]:
-        """`mel`: float[n_mels, n_frames]"""
-        tokens, probabilities = super().detect_language(mel, tokenizer)
-        self.language_probability = max(probabilities.values())
-        return tokens, probabilities
+    @property
+    def dims(self) -> ModelDimensions:
+        return self.net.dims
 
-    def forget_hooks(self) -> None:
-        """whisper leaves its hooks on the attention behind when an alignment is interrupted."""
-        for block in self.decoder.blocks:
-            block.cross_attn._forward_hooks.clear()
+    @property
+    def is_multilingual(self) -> bool:
+        return bool(self.dims.n_vocab >= MULTILINGUAL_VOCABULARY)
 
     @property
     def can_translate(self) -> bool:
         # Turbo (32 + 4 layers) is multilingual, but was trained on transcription only.
         is_turbo = (self.dims.n_audio_layer, self.dims.n_text_layer) == (32, 4)
-        return bool(self.is_multilingual) and not is_turbo
+        return self.is_multilingual and not is_turbo
 
     @property
+    def n_languages(self) -> int:
+        """In the vocabulary; that of the English models has the tokens too."""
+        return int(self.dims.n_vocab - (MULTILINGUAL_VOCABULARY - FIRST_LANGUAGES) + (not self.is_multilingual))
+
+    @cached_property
     def languages(self) -> tuple[str, ...]:
         """ISO 639-1 codes."""
-        return tuple(whisper.tokenizer.LANGUAGES)[: self.num_languages] if self.is_multilingual else ("en",)
+        return tuple(LANGUAGES)[: self.n_languages] if self.is_multilingual else ("en",)
 
-
-def _no_beat() -> None:
-    pass
+    def tokenizer(self, language: str = "en", task: str = "transcribe") -> Tokenizer:
+        return get_tokenizer(self.is_multilingual, num_languages=self.n_languages, language=language, task=task)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     spec: ModelSpec
     dimensions: ModelDimensions
-    parameters: dict[str, torch.Tensor]
+    parameters: dict[str, Tensor]
     """Mapped from the file: read as they are copied."""
 
     @classmethod
@@ -80,32 +85,53 @@ class Checkpoint:
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
             raise _bad(spec) from error
 
-    @property
-    def size_bytes(self) -> int:
+    def size_bytes(self, dtype: torch.dtype) -> int:
         """In the memory of the device."""
-        return PARAMETER_BYTES * sum(tensor.numel() for tensor in self.parameters.values())
+        return dtype.itemsize * sum(tensor.numel() for tensor in self.parameters.values())
 
-    def build(self, device: torch.device, progress: Progress) -> WatchedWhisper:
-        """Raises JobError, and whatever `progress` raises."""
-        with torch.device(device):  # a GPU fills parameters with random numbers much faster than a CPU
-            model = WatchedWhisper(self.dimensions)
-        model.requires_grad_(False)
-        targets = model.state_dict()
+    def build(self, device: torch.device, dtype: torch.dtype, progress: Progress) -> WhisperModel:
+        """With parameters converted to `dtype` once. Raises JobError, and whatever `progress` raises."""
+        try:
+            with torch.device("meta"):
+                net = SpeechModel(self.dimensions)
+            net.compute_in(dtype)
+            net.requires_grad_(False)
+            targets = net.state_dict()
+            made_of = {name: self._parts(name) for name in targets}
+        except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise _bad(self.spec) from error
         if {name: tensor.shape for name, tensor in targets.items()} != {
-            name: tensor.shape for name, tensor in self.parameters.items()
+            name: (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) for name, parts in made_of.items()
         }:
             raise _bad(self.spec)
-        done_bytes = 0
-        for name, target in targets.items():
-            progress(done_bytes / self.size_bytes)
-            target.copy_(self.parameters[name])
-            done_bytes += PARAMETER_BYTES * target.numel()
-        if self.spec.official is not None:
-            # Which heads follow the audio is not in the checkpoint; half of all heads, the default, time words badly.
-            model.set_alignment_heads(whisper._ALIGNMENT_HEADS[self.spec.official])
-            model.to(device)
+        net = net.to_empty(device=device)
+        for number, (name, target) in enumerate(net.state_dict().items()):
+            progress(number / len(made_of))
+            at = 0
+            for part in made_of[name]:
+                target[at : at + len(part)].copy_(part)
+                at += len(part)
         progress(1.0)
-        return model
+        return WhisperModel(name=self.spec.name, net=net, alignment_heads=self._alignment_heads())
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """Raises KeyError."""
+        parts = []
+        for source in sources(name):
+            if source.endswith(".key.bias"):  # the one part that whisper does without
+                parts.append(torch.zeros(len(self.parameters[source.replace(".bias", ".weight")])))
+            else:
+                parts.append(self.parameters[source])
+        return parts
+
+    def _alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        # Which heads follow the audio is not in the checkpoint; half of all heads, the default, time words badly.
+        n_layer, n_head = self.dimensions.n_text_layer, self.dimensions.n_text_head
+        if self.spec.official is None:
+            return tuple((layer, head) for layer in range(n_layer // 2, n_layer) for head in range(n_head))
+        mask: Any = np.frombuffer(gzip.decompress(base64.b85decode(whisper._ALIGNMENT_HEADS[self.spec.official])), bool)
+        layers, heads = mask.reshape(n_layer, n_head).nonzero()
+        return tuple(zip(layers.tolist(), heads.tolist(), strict=True))
 
 
 def _bad(spec: ModelSpec) -> JobError:

@@ -14,6 +14,10 @@ STICKY = re.compile(r"\b(CUDA|HIP) error\b|device-side assert")
 """After one of these every call fails: "the process must be terminated and relaunched" (CUDA's documentation)."""
 
 
+def is_sticky(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and STICKY.search(str(error)) is not None
+
+
 def guarded(work: Callable[[], T], release: Callable[[], None]) -> T:
     """`work`, with the errors of the device as ours. `release` gives back memory after there was too little.
 
@@ -24,7 +28,7 @@ def guarded(work: Callable[[], T], release: Callable[[], None]) -> T:
     except torch.OutOfMemoryError:
         pass  # handled below: inside this clause the traceback would keep the tensors of the failed work alive
     except RuntimeError as error:
-        if STICKY.search(str(error)):
+        if is_sticky(error):
             raise DeviceLost("the GPU reported an error that only a new process can clear") from error
         raise
     release()

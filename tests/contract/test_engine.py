@@ -10,7 +10,7 @@ import pytest
 from gpu_daemon.engine.base import Engine, ModelSpec
 from gpu_daemon.errors import JobCancelled, JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
-from tests.runners import DEMO, demo, silence, speech, spoken_at, transcribed
+from tests.runners import DEMO, assert_same, demo, silence, speech, spoken_at, transcribed
 
 TWO_WINDOWS = spoken_at(0, 30.2)
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
@@ -149,7 +149,8 @@ def test_results_do_not_depend_on_who_else_is_in_flight(engine: Engine) -> None:
     begun = [engine.begin(*file) for file in files]
     while not all(one.ended for one in begun):
         engine.step()
-    assert [one.result() for one in begun] == alone
+    for one, expected in zip(begun, alone, strict=True):
+        assert_same(one.result(), expected)
     engine.unload("second")
 
 
@@ -164,10 +165,10 @@ def test_one_is_dropped_and_its_neighbours_are_unharmed(engine: Engine, steps: i
     engine.drop(dropped)
     while not neighbour.ended:
         engine.step()
-    assert neighbour.result() == expected
+    assert_same(neighbour.result(), expected)
     engine.drop(neighbour)
-    assert neighbour.result() == expected
-    assert transcribed(engine, demo(), speech(), options()) == expected
+    assert_same(neighbour.result(), expected)
+    assert_same(transcribed(engine, demo(), speech(), options()), expected)
 
 
 def test_a_step_with_nothing_in_flight_does_nothing(engine: Engine) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from gpu_daemon.engine.base import LoadedModel, ModelSpec
 from gpu_daemon.engine.cache import ModelCache
-from gpu_daemon.errors import JobError
+from gpu_daemon.errors import JobError, NoRoom
 
 
 def spec(name: str, path: str = "/models/a.pt") -> ModelSpec:
@@ -16,13 +16,16 @@ class Device:
 
     def __init__(self, *, others_bytes: int = 0, reserve_bytes: int = 100) -> None:
         self._others_bytes = others_bytes
-        self.cache: ModelCache[str] = ModelCache(free_bytes=self.free_bytes, reserve_bytes=reserve_bytes)
+        self.in_use: set[str] = set()
+        self.cache: ModelCache[str] = ModelCache(
+            free_bytes=self.free_bytes, reserve_bytes=reserve_bytes, in_use=lambda model: model.lower() in self.in_use
+        )
 
     def free_bytes(self) -> int:
         return 1000 - self._others_bytes - sum(model.size_bytes for model in self.cache.loaded())
 
     def load(self, name: str, size_bytes: int) -> None:
-        self.cache.make_room(size_bytes)
+        self.cache.make_room(spec(name), size_bytes)
         self.cache.put(spec(name), name.upper(), size_bytes)
 
     @property
@@ -84,9 +87,9 @@ def test_another_file_under_the_same_name_is_not_the_same_model() -> None:
 
 
 def test_where_memory_is_not_counted_nothing_is_evicted() -> None:
-    cache: ModelCache[str] = ModelCache(free_bytes=lambda: None, reserve_bytes=100)
+    cache: ModelCache[str] = ModelCache(free_bytes=lambda: None, reserve_bytes=100, in_use=lambda _: False)
     cache.put(spec("a"), "A", 10**12)
-    cache.make_room(10**12)
+    cache.make_room(spec("b"), 10**12)
     assert cache.loaded() == (LoadedModel("a", 10**12),)
 
 
@@ -97,5 +100,31 @@ def test_dropping() -> None:
     device.cache.drop("a")
     device.cache.drop("unknown")
     assert device.names == ["b"]
-    device.cache.clear()
+    device.cache.drop_idle()
+    assert device.names == []
+
+
+def test_what_is_in_use_stays_and_the_new_one_waits() -> None:
+    device = Device()
+    device.load("a", 400)
+    device.load("b", 400)
+    device.in_use = {"a"}
+    device.load("c", 400)
+    assert device.names == ["a", "c"]
+    device.in_use = {"a", "c"}
+    with pytest.raises(NoRoom):
+        device.load("d", 400)
+    assert device.names == ["a", "c"]
+    device.cache.drop_idle()
+    assert device.names == ["a", "c"]
+
+
+def test_another_file_of_a_model_in_use_waits() -> None:
+    device = Device()
+    device.load("a", 100)
+    device.in_use = {"a"}
+    with pytest.raises(NoRoom, match="in use"):
+        device.cache.make_room(spec("a", path="/models/other.pt"), 100)
+    device.in_use = set()
+    device.cache.make_room(spec("a", path="/models/other.pt"), 100)
     assert device.names == []

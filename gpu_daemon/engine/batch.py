@@ -1,0 +1,220 @@
+"""Windows that are decoded together, a token for each in every step."""
+
+import torch
+from torch import Tensor
+from whisper.tokenizer import Tokenizer
+
+from gpu_daemon.engine.beams import Beams
+from gpu_daemon.engine.checkpoint import WhisperModel
+from gpu_daemon.engine.model import Memory
+from gpu_daemon.engine.rows import Rows, Rules, resized, sampled
+from gpu_daemon.engine.sequence import Decoded, Sequence
+
+LENGTH_STEP = 64
+"""Self-attention reads the past in pieces of so many tokens: few shapes, and little that is read in vain."""
+
+
+class Batch:
+    """Places for windows of `group` hypotheses each; the taken ones always lie in front.
+
+    Nothing in a step waits for the device: which rows are done is asked one step late, and what a row that is done says
+    in between does not count.
+    """
+
+    def __init__(self, model: WhisperModel, *, group: int, beams: bool) -> None:
+        self._net = model.net
+        self._dims = model.dims
+        self._device = model.net.device
+        self._tokenizer: Tokenizer = model.tokenizer()
+        self._rules = Rules(self._tokenizer, model.dims.n_vocab, self._device)
+        self._group = group
+        self._capacity = 0
+        self._memory = Memory.empty(model.dims, 0, group, model.net.dtype, self._device)
+        self._rows = Rows(0, model.dims.n_text_ctx, self._device)
+        self._beams: list[Beams] | None = [] if beams else None
+        self._lengths: list[int] = []
+        """Of each window, with its prompt; at least what the device has."""
+        self._no_speech = torch.zeros(0, device=self._device)
+        self._flags = _Flags(self._device)
+        self.sequences: list[Sequence] = []
+        """One for each place that is taken."""
+
+    def make_room(self, n: int, *, at_most: int) -> None:
+        """For so many more windows; doubled when it is too small, up to `at_most` places in all."""
+        needed = len(self.sequences) + n
+        if needed <= self._capacity:
+            return
+        self._capacity = min(at_most, max(needed, 2 * self._capacity))
+        n_rows = self._capacity * self._group
+        self._memory = self._memory.resized(self._capacity)
+        self._rows = self._rows.resized(n_rows)
+        self._no_speech = resized(self._no_speech, self._capacity)
+
+    def admit(self, sequences: list[Sequence]) -> None:
+        """Reads their prompts and says their first tokens; there is room for them."""
+        first = len(self.sequences)
+        windows = torch.arange(first, first + len(sequences), device=self._device)
+        longest = max(len(sequence.prompt) for sequence in sequences)
+        prompts = torch.tensor(
+            [[*sequence.prompt, *[0] * (longest - len(sequence.prompt))] for sequence in sequences],
+            device=self._device,
+        )
+        features = torch.stack([sequence.features for sequence in sequences])
+        hidden, _ = self._net.decoder.read(prompts, features, keep=(self._memory, windows))
+        asked = torch.tensor([(one.sot_index, len(one.prompt) - 1) for one in sequences], device=self._device)
+        # float32[n, 2, n_vocab]
+        logits = self._net.decoder.logits(hidden.gather(1, asked[:, :, None].expand(-1, -1, hidden.shape[2])))
+        self._no_speech[windows] = logits[:, 0].softmax(-1)[:, self._tokenizer.no_speech]
+        for number, sequence in enumerate(sequences):
+            self._start(first + number, sequence, prompts[number, : len(sequence.prompt)])
+        self.sequences += sequences
+        rows = slice(first * self._group, len(self.sequences) * self._group)
+        self._say(logits[:, 1].repeat_interleave(self._group, dim=0), rows)
+
+    def step(self) -> None:
+        n_rows = len(self.sequences) * self._group
+        rows, last = slice(0, n_rows), self._rows.length[:n_rows, None] - 1
+        positions = last[:, 0].clamp(max=self._dims.n_text_ctx - 1)
+        longest = min(-(-max(self._lengths) // LENGTH_STEP) * LENGTH_STEP, self._dims.n_text_ctx)
+        hidden = self._net.decoder.step(
+            self._rows.tokens[rows].gather(1, last)[:, 0],
+            positions,
+            self._memory,
+            n_windows=len(self.sequences),
+            longest=longest,
+        )
+        self._say(self._net.decoder.logits(hidden), rows)
+
+    def take_done(self) -> list[Sequence]:
+        """Those that have ended, with what was decoded; their places are free."""
+        ended = [window for window, done in enumerate(self._flags.read()) if done]
+        for window in ended:
+            self.sequences[window].decoded = self._decoded(window)
+        taken = [self.sequences[window] for window in ended]
+        for window in reversed(ended):
+            self._free(window)
+        return taken
+
+    def drop(self, sequence: Sequence) -> None:
+        if sequence in self.sequences:
+            self._free(self.sequences.index(sequence))
+
+    def _start(self, window: int, sequence: Sequence, prompt: Tensor) -> None:
+        limit = min(len(prompt) + self._dims.n_text_ctx // 2, self._dims.n_text_ctx + 1)
+        for hypothesis in range(self._group):
+            self._rows.start(
+                window * self._group + hypothesis,
+                prompt,
+                limit=limit,
+                temperature=sequence.temperature,
+                seed=sequence.seed + hypothesis,
+            )
+        self._lengths.append(len(prompt))
+        if self._beams is not None:
+            self._beams.append(Beams(self._group, sequence.prompt, self._rules.eot, limit))
+
+    def _say(self, logits: Tensor, rows: slice) -> None:
+        """`logits`: float32[n, n_vocab] of these rows."""
+        self._rules.apply(logits, self._rows, rows)
+        windows = range(rows.start // self._group, rows.stop // self._group)
+        if self._beams is not None:
+            self._say_beams(logits.log_softmax(-1), windows)
+        else:
+            hot = any(self.sequences[window].temperature > 0 for window in windows)
+            tokens = sampled(logits, self._rows, rows) if hot else logits.argmax(-1)
+            logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            self._rows.say(rows, tokens, logprobs, eot=self._rules.eot, first_stamp=self._rules.first_stamp)
+        for window in windows:
+            self._lengths[window] += 1
+        n_rows = len(self.sequences) * self._group
+        self._flags.write(self._rows.done[:n_rows].view(-1, self._group).all(1))
+
+    def _say_beams(self, logprobs: Tensor, windows: range) -> None:
+        """Beam search looks at its candidates on the host, as the reference does."""
+        assert self._beams is not None
+        rows = slice(windows.start * self._group, windows.stop * self._group)
+        best = logprobs.topk(self._group + 1)
+        sums = (self._rows.sum_logprob[rows, None] + best.values).tolist()
+        candidates = best.indices.tolist()
+        sources, tokens, scores, done = [], [], [], []
+        for number, window in enumerate(windows):
+            here = slice(number * self._group, (number + 1) * self._group)
+            beams = self._beams[window]
+            step = beams.advance(candidates[here], sums[here])
+            sources += [window * self._group + source for source in step.sources]
+            tokens += step.tokens
+            scores += step.scores
+            done += [beams.done] * self._group
+        source = torch.tensor(sources, device=self._device)
+        self._rows.move(source, rows)
+        longest = max(self._lengths[window] for window in windows)
+        self._memory.past[:, :, rows, :, :longest] = self._memory.past[:, :, source, :, :longest]
+        said = torch.tensor(tokens, device=self._device)
+        nothing = torch.zeros(len(tokens), device=self._device)
+        self._rows.say(rows, said, nothing, eot=self._rules.eot, first_stamp=self._rules.first_stamp)
+        self._rows.sum_logprob[rows] = torch.tensor(scores, device=self._device)
+        self._rows.done[rows] = torch.tensor(done, device=self._device)
+
+    def _decoded(self, window: int) -> Decoded:
+        begin = len(self.sequences[window].prompt)
+        if self._beams is not None:
+            candidates = self._beams[window].hypotheses()
+        else:
+            rows = slice(window * self._group, (window + 1) * self._group)
+            candidates = list(zip(self._rows.tokens[rows].tolist(), self._rows.sum_logprob[rows].tolist(), strict=True))
+            ends = self._rows.length[rows].tolist()
+            candidates = [(tokens[:end], score) for (tokens, score), end in zip(candidates, ends, strict=True)]
+        said = [(_until(tokens[begin:], self._rules.eot), score) for tokens, score in candidates]
+        tokens, sum_logprob = max(said, key=lambda one: one[1] / max(1, len(one[0])))
+        return Decoded(tokens=tuple(tokens), sum_logprob=sum_logprob, no_speech_prob=self._no_speech[window].item())
+
+    def _free(self, window: int) -> None:
+        """The last one moves into its place."""
+        last = len(self.sequences) - 1
+        if window != last:
+            self._memory.move(last, window)
+            self._no_speech[window] = self._no_speech[last]
+            here, there = (slice(at * self._group, (at + 1) * self._group) for at in (window, last))
+            self._rows.move(there, here)
+        self._flags.forget()
+        self.sequences[window] = self.sequences[last]
+        self._lengths[window] = self._lengths[last]
+        del self.sequences[last], self._lengths[last]
+        if self._beams is not None:
+            self._beams[window] = self._beams[last]
+            del self._beams[last]
+
+
+class _Flags:
+    """Which windows are done, brought to the host without waiting for the device; valid until they change places."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cpu = device.type == "cpu"
+        self._done: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def write(self, done: Tensor) -> None:
+        """bool[n_windows]"""
+        if self._is_cpu:
+            self._done = done
+        elif self._done is None:
+            self._done = torch.empty(done.shape, dtype=torch.bool, pin_memory=True).copy_(done, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch is half typed
+            self._copied.record()
+
+    def read(self) -> list[bool]:
+        """[]: not here yet."""
+        if self._done is None or (
+            self._copied is not None and not self._copied.query()  # type: ignore[no-untyped-call]
+        ):
+            return []
+        done: list[bool] = self._done.tolist()
+        self.forget()
+        return done
+
+    def forget(self) -> None:
+        self._done = self._copied = None
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
