@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from bench.cpu import used_ms
 from gpu_daemon.demo.child import CHECKOUT, DaemonChild
 
 PEERS_PYTHON = CHECKOUT / ".cache" / "bench-peers" / "bin" / "python"
@@ -56,6 +57,8 @@ class Figures:
     """From the first byte sent to the result, median of the same."""
     answered_p95_ms: float
     jobs_per_s: float
+    cpu_ms: Mapping[str, float]
+    """What one of them takes of the processor, by part."""
 
 
 class Connection:
@@ -122,7 +125,9 @@ def _wav(number: int) -> bytes:
     return file.getvalue()
 
 
-async def measure(url: str, fields: dict[str, str], started_after_s: str | None) -> Figures:
+async def measure(
+    url: str, fields: dict[str, str], started_after_s: str | None, processes: Mapping[int, str]
+) -> Figures:
     """`started_after_s`: the member of the answer that says it; None: asked of our own job."""
     client = Connection(url)
     for _ in range(WARM_UP):
@@ -140,15 +145,20 @@ async def measure(url: str, fields: dict[str, str], started_after_s: str | None)
             started_s.append(answer[started_after_s])
     client.close()
     answered = quantiles(answered_s, n=20)
+    before = used_ms(processes)
+    n_jobs, took_s = await _throughput(url, fields)
+    used = used_ms(processes) - before
     return Figures(
         started_ms=quantiles(started_s, n=2)[0] * 1000,
         answered_ms=quantiles(answered_s, n=2)[0] * 1000,
         answered_p95_ms=answered[-1] * 1000,
-        jobs_per_s=await _throughput(url, fields),
+        jobs_per_s=n_jobs / took_s,
+        cpu_ms={part: part_ms / n_jobs for part, part_ms in used.items()},
     )
 
 
-async def _throughput(url: str, fields: dict[str, str]) -> float:
+async def _throughput(url: str, fields: dict[str, str]) -> tuple[int, float]:
+    """Jobs, and the seconds they took."""
     began = time.perf_counter()
     done = 0
 
@@ -161,13 +171,13 @@ async def _throughput(url: str, fields: dict[str, str]) -> float:
         client.close()
 
     await asyncio.gather(*(send() for _ in range(CLIENTS)))
-    return done / (time.perf_counter() - began)
+    return done, time.perf_counter() - began
 
 
 def ours(directory: Path) -> Figures:
     settings = {"DEVICES": "cpu", "DEFAULT_MODEL": "demo", "GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
     with DaemonChild(directory / "data", LOG_LEVEL="INFO", **settings) as daemon:
-        return asyncio.run(measure(daemon.url, {"wait": "true", "model": "demo"}, None))
+        return asyncio.run(measure(daemon.url, {"wait": "true", "model": "demo"}, None, {daemon.pid: "daemon"}))
 
 
 def of_peer(queue: str, worker: list[str], directory: Path) -> Figures:
@@ -175,20 +185,22 @@ def of_peer(queue: str, worker: list[str], directory: Path) -> Figures:
         redis_port, http_port = _free_port(), _free_port()
         redis = f"redis://127.0.0.1:{redis_port}/0"
         nothing_on_disk = ["--save", "", "--appendonly", "no", "--dir", str(directory)]
-        running.enter_context(
+        redis_server = running.enter_context(
             _process("redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", *nothing_on_disk)
         )
         _until_listening(redis_port)
         environment = {"PEERS_QUEUE": queue, "PEERS_REDIS": redis, "RQ_REDIS_URL": redis, "PEERS_FILES": str(directory)}
-        running.enter_context(_process(str(PEERS_PYTHON), "-m", *worker, environment=environment))
+        working = running.enter_context(_process(str(PEERS_PYTHON), "-m", *worker, environment=environment))
         front = ["-m", "uvicorn", "bench.peers.front:app", "--port", str(http_port), "--log-level", "warning"]
-        running.enter_context(_process(str(PEERS_PYTHON), *front, environment=environment))
+        serving = running.enter_context(_process(str(PEERS_PYTHON), *front, environment=environment))
         _until_listening(http_port)
-        return asyncio.run(measure(f"http://127.0.0.1:{http_port}", {}, "started_after_s"))
+        processes = {redis_server: "Redis", working: "worker", serving: "front"}
+        return asyncio.run(measure(f"http://127.0.0.1:{http_port}", {}, "started_after_s", processes))
 
 
 @contextmanager
-def _process(*command: str, environment: dict[str, str] | None = None) -> Iterator[None]:
+def _process(*command: str, environment: dict[str, str] | None = None) -> Iterator[int]:
+    """Its pid."""
     process = subprocess.Popen(
         command,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT)} | (environment or {}),
@@ -197,7 +209,7 @@ def _process(*command: str, environment: dict[str, str] | None = None) -> Iterat
         stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
     )
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:
@@ -257,6 +269,10 @@ def _say(measured: dict[str, Figures]) -> None:
             f"    {one.answered_ms:6.1f} ms {one.answered_p95_ms:6.1f} ms {one.answered_ms / mine.answered_ms:7.2f}"
             f"     {one.jobs_per_s:9.1f} {mine.jobs_per_s / one.jobs_per_s:7.2f}"
         )
+    print("\nprocessor time of one of them, at these clients")
+    for name, one in measured.items():
+        parts = ", ".join(f"{part} {part_ms:.1f}" for part, part_ms in sorted(one.cpu_ms.items()))
+        print(f"{name:15} {sum(one.cpu_ms.values()):6.1f} ms ({parts})")
 
 
 if __name__ == "__main__":
