@@ -4,7 +4,7 @@ Every listener has a bounded queue of its own; when it is full the oldest event 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +22,14 @@ class Event:
 
 
 class Listener:
-    def __init__(self) -> None:
+    def __init__(self, kinds: Collection[str]) -> None:
+        self._kinds = frozenset(kinds)
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_SIZE)
         self.dropped = 0
 
     def offer(self, event: Event) -> None:
+        if self._kinds and event.kind not in self._kinds:
+            return
         if self._queue.full():
             self._queue.get_nowait()
             self.dropped += 1
@@ -49,8 +52,9 @@ class EventHub:
             changed.set()
 
     @contextmanager
-    def listen(self) -> Iterator[Listener]:
-        listener = Listener()
+    def listen(self, *kinds: str) -> Iterator[Listener]:
+        """To everything, unless some kinds are named."""
+        listener = Listener(kinds)
         self._listeners.add(listener)
         try:
             yield listener

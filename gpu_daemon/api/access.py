@@ -25,11 +25,16 @@ async def _client(request: Request, _bearer: object = _SCHEMES[0], _header: obje
 
     Awaits nothing, but is no plain function: those are run in a thread.
     """
-    request.state.client = client = _client_of(request)
+    return client_of(request)
+
+
+def client_of(request: Request) -> str | None:
+    """As above."""
+    request.state.client = client = _known(request)
     return client
 
 
-def _client_of(request: Request) -> str | None:
+def _known(request: Request) -> str | None:
     keys = context_of(request).settings.api_keys
     if not keys:
         return None

@@ -23,6 +23,7 @@ from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.services import cuda, micro, rocm, rq, scale
+from gpu_daemon.api.shortcut import Shortcut
 from gpu_daemon.errors import InvalidRequest, SettingsError
 from gpu_daemon.jobs.languages import language_code
 
@@ -74,7 +75,8 @@ def create_app(context: Context) -> FastAPI:
     document = documents.openapi(app)
     pages.install(app, document)
     errors.install(app, document)
-    app.add_middleware(Envelope)
+    app.add_middleware(Shortcut)
+    app.add_middleware(Envelope)  # around the one before
     return app
 
 

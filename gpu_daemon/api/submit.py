@@ -18,11 +18,12 @@ from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
 
 router = APIRouter(tags=["jobs"])
+PATH = "/transcribe"
 MB = 1024 * 1024
 
 
 @router.post(
-    "/transcribe",
+    PATH,
     status_code=202,
     summary="Submit a file",
     response_model=Accepted,

@@ -68,22 +68,29 @@ class Preparer:
         self._on_change = on_change
         self._begun: dict[JobId, _Begun] = {}
 
-    def look_ahead(self, jobs: Iterable[Waiting]) -> None:
-        """Start on the first few of `jobs`; those begun earlier go on, and count. What is fetched counts by itself: a
-        slow server must not keep ffmpeg from the files that are there."""
-        fetched = sum(begun.is_fetched for begun in self._begun.values())
-        uploaded = len(self._begun) - fetched
+    def has_room(self, *, for_urls: bool) -> bool:
+        """To begin another. `for_urls`: one with a URL would do. What is fetched counts by itself: a slow server must
+        not keep ffmpeg from the files that are there."""
+        return self._uploaded < self._ahead_limit or (for_urls and self._fetched < FETCHED_AHEAD)
+
+    def look_ahead(self, jobs: Iterable[Waiting], *, for_urls: bool) -> None:
+        """Start on the first few of `jobs`; those begun earlier go on, and count. `for_urls`: some have one."""
         for job in islice(jobs, LOOKED_AT):
-            if fetched >= FETCHED_AHEAD and uploaded >= self._ahead_limit:
+            if not self.has_room(for_urls=for_urls):
                 return
-            if job.id in self._begun:
-                continue
-            if job.source_url is not None and fetched < FETCHED_AHEAD:
-                fetched += 1
+            is_fetched = job.source_url is not None
+            if job.id not in self._begun and (
+                self._fetched < FETCHED_AHEAD if is_fetched else self._uploaded < self._ahead_limit
+            ):
                 self._begin(job)
-            elif job.source_url is None and uploaded < self._ahead_limit:
-                uploaded += 1
-                self._begin(job)
+
+    @property
+    def _fetched(self) -> int:
+        return sum(begun.is_fetched for begun in self._begun.values())
+
+    @property
+    def _uploaded(self) -> int:
+        return len(self._begun) - self._fetched
 
     def has_file(self, job: Waiting) -> bool:
         """Or need not be waited for any longer: what went wrong is for the worker to record."""

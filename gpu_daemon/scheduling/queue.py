@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 
 from gpu_daemon.jobs.model import ChannelMode, Job, JobId
 
@@ -70,6 +70,12 @@ class JobQueue:
         self._served: dict[int, int] = {}  # the round being served, by priority
         self._last: dict[tuple[int, str | None], int] = {}  # the last round with a job of this client, by priority
         self._passed_over: dict[JobId, float] = {}  # when first
+        self._n_urls = 0
+
+    @property
+    def has_urls(self) -> bool:
+        """There is a job whose file is to be fetched."""
+        return self._n_urls > 0
 
     def __len__(self) -> int:
         return len(self._order)
@@ -127,9 +133,14 @@ class JobQueue:
 
     def ahead(self, loaded: Collection[str]) -> Iterator[Waiting]:
         """In the order in which workers that hold these models will take them, more or less."""
-        head = list(islice(self, AFFINITY_PLACES)) if self._affinity_wait_s else []
-        preferred = {job.id: job for job in head if job.model in loaded and job.priority == head[0].priority}
-        return chain(preferred.values(), (job for job in self if job.id not in preferred))
+        places = AFFINITY_PLACES if self._affinity_wait_s else 0
+        first = next(iter(self), None)
+
+        def goes_first(job: Waiting) -> bool:
+            return first is not None and job.model in loaded and job.priority == first.priority
+
+        yield from (job for job in islice(self, places) if goes_first(job))
+        yield from (job for place, job in enumerate(self) if place >= places or not goes_first(job))
 
     def remove(self, job_id: JobId) -> Waiting | None:
         place = self._places.pop(job_id, None)
@@ -137,6 +148,7 @@ class JobQueue:
             return None
         self._passed_over.pop(job_id, None)
         del self._order[bisect_left(self._order, place)]
+        self._n_urls -= place.job.source_url is not None
         if not self._order:
             self._served.clear()
             self._last.clear()
@@ -156,4 +168,5 @@ class JobQueue:
             return False
         place = self._places[job.id] = _Place(-job.priority, turn, job.seq, job.id, job)
         insort(self._order, place)
+        self._n_urls += job.source_url is not None
         return True

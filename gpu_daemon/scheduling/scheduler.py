@@ -142,7 +142,8 @@ class Scheduler:
         """May another job enter? Asked before its body is read. Raises Unavailable, DiskFull, TooLarge."""
         self._check_open()
         check_size(self._settings, size_bytes)
-        check_queue(self._settings, len(self._queue), self._wait_behind(len(self._queue)))
+        queued = len(self._queue)
+        check_queue(self._settings, queued, None if queued < self._settings.max_queue else self._wait_behind(queued))
         check_disk(self._settings, size_bytes)
 
     async def submit(
@@ -450,7 +451,7 @@ class Scheduler:
 
     async def _follow_models(self) -> None:
         """Jobs of a model that has come are started; jobs of one that was taken away are ended."""
-        with self._hub.listen() as events:
+        with self._hub.listen("model") as events:
             while True:
                 try:
                     await self._end_jobs_without_model()
@@ -460,7 +461,7 @@ class Scheduler:
                     continue
                 self._go_on()
                 event = await events.next()
-                while event.kind != "model" or event.data.get("state") not in (ModelState.READY, ModelState.DISABLED):
+                while event.data.get("state") not in (ModelState.READY, ModelState.DISABLED):
                     event = await events.next()
 
     async def _end_jobs_without_model(self) -> None:
@@ -483,11 +484,11 @@ class Scheduler:
         self._changed.set()
 
     def _look_ahead(self) -> None:
-        if not self._stopping:
+        if not self._stopping and self._preparer.has_room(for_urls=self._queue.has_urls):
             # A job whose model is still downloading can wait for its file as well.
             loaded = {name for worker in self._workers for name in worker.loaded}
-            jobs = self._queue.ahead(loaded)
-            self._preparer.look_ahead(job for job in jobs if self._catalogue.spec(job.model) is not None)
+            jobs = (job for job in self._queue.ahead(loaded) if self._catalogue.spec(job.model) is not None)
+            self._preparer.look_ahead(jobs, for_urls=self._queue.has_urls)
 
     def _wait_behind(self, position: int) -> float | None:
         """Seconds until a job behind `position` others starts, as far as is known."""

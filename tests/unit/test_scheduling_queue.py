@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +33,20 @@ def test_priority_first_then_first_come() -> None:
     assert [job.seq for job in queue] == [2, 5, 1, 3, 4]
     assert queue.position(JobId("job-1")) == 2
     assert queue.position(JobId("job-9")) is None
+
+
+def test_whether_a_file_is_still_to_be_fetched_is_known() -> None:
+    queue = JobQueue()
+    assert not queue.has_urls
+    by_url = replace(waiting(1), source_url="https://example.org/a.mp3")
+    for job in (by_url, by_url, waiting(2)):
+        queue.push(job)
+    assert queue.has_urls
+    assert queue.take(anything) == by_url
+    assert not queue.has_urls
+    queue.push_back(by_url)
+    assert queue.remove(by_url.id) == by_url
+    assert not queue.has_urls
 
 
 def test_a_job_that_cannot_run_yet_keeps_its_place() -> None:
