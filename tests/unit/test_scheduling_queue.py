@@ -36,17 +36,17 @@ def test_priority_first_then_first_come() -> None:
 
 
 def test_whether_a_file_is_still_to_be_fetched_is_known() -> None:
-    queue = JobQueue()
-    assert not queue.has_urls
-    by_url = replace(waiting(1), source_url="https://example.org/a.mp3")
+    queue, by_url = JobQueue(), replace(waiting(1), source_url="https://example.org/a.mp3")
+    known = [queue.has_urls]
     for job in (by_url, by_url, waiting(2)):
         queue.push(job)
-    assert queue.has_urls
+    known.append(queue.has_urls)
     assert queue.take(anything) == by_url
-    assert not queue.has_urls
+    known.append(queue.has_urls)
     queue.push_back(by_url)
+    known.append(queue.has_urls)
     assert queue.remove(by_url.id) == by_url
-    assert not queue.has_urls
+    assert [*known, queue.has_urls] == [False, True, False, True, False]
 
 
 def test_a_job_that_cannot_run_yet_keeps_its_place() -> None:
