@@ -24,6 +24,7 @@ run: $(RUN_STAMP) ## start the daemon; its settings come from the environment an
 test: $(DEV_STAMP) check ## everything that CI runs: format, lint, types, imports, tests
 	@deploy/system-packages.sh ffmpeg espeak-ng curl
 	@deploy/system-packages.sh --optional chromium
+	@deploy/javascript.sh
 	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: $(DEV_STAMP) ## the part of `test` that only reads the code

@@ -105,3 +105,37 @@ def test_a_python_without_venv_is_said(machine: Machine) -> None:
     ran = machine.run("make-venv.sh", "cuda")
     assert ran.returncode == 1
     assert ran.stderr == "Python's venv module is missing. Type: sudo apt-get install python3.12-venv\n"
+
+
+def test_without_node_tests_of_javascript_are_skipped(
+    machine: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    checkout = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "deploy", checkout / "deploy")
+    shutil.copytree(ROOT / "tests" / "javascript", checkout / "tests" / "javascript")
+    for name in ("cat", "cksum", "cut", "mkdir", "cp", "touch"):
+        real = shutil.which(name)
+        assert real is not None
+        (machine.directory / name).symlink_to(real)
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        script = [str(machine.directory / "sh"), "deploy/javascript.sh"]
+        path = {"PATH": str(machine.directory)}
+        return subprocess.run(script, env=path, cwd=checkout, capture_output=True, text=True, timeout=30)
+
+    cache = checkout / ".cache" / "javascript"
+    ran = run()
+    assert (ran.returncode, cache.exists()) == (0, False)
+    assert "Node.js and npm are missing" in ran.stderr
+    machine.add("node")
+    machine.add("npm", "exit 1")
+    ran = run()
+    assert (ran.returncode, cache.exists()) == (0, False)
+    assert "npm could not install" in ran.stderr
+    machine.add("npm", f'echo "$@" >>{machine.asked}')
+    assert (run().stderr, run().stderr) == ("", "")
+    assert machine.asked.read_text().splitlines() == [
+        "ci --prefix .cache/javascript --ignore-scripts --no-progress --silent"
+    ]
+    assert (cache / ".npmrc").exists()
+    assert "resolved" not in (cache / "package-lock.json").read_text()
