@@ -3,7 +3,8 @@
 Starlette's own form parser puts no limit on file parts and spools them elsewhere first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -22,6 +23,8 @@ MAX_FIELD_BYTES = 64 * 1024
 MAX_BESIDE_FILE_BYTES = 1 << 20
 """All the body that is not the file: fields, headers, boundaries, and whatever stands before and after them."""
 SHOWN_CHARACTERS = 50
+MAX_KNOWN_BYTES = 200
+"""Of a header that is remembered."""
 
 
 class FormReader:
@@ -57,7 +60,7 @@ class FormReader:
         self._value: bytearray | None = None
         self._header_name = bytearray()
         self._header_value = bytearray()
-        self._disposition: dict[bytes, bytes] = {}
+        self._disposition: Mapping[bytes, bytes] = {}
         try:
             self._parser = MultipartParser(boundary, self._callbacks())
         except FormParserError as error:
@@ -114,7 +117,8 @@ class FormReader:
 
     def _header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":
-            _, self._disposition = parse_options_header(self._header_value.decode("latin-1"))
+            header = bytes(self._header_value)
+            self._disposition = _known_options(header) if len(header) <= MAX_KNOWN_BYTES else _options(header)
         self._header_name.clear()
         self._header_value.clear()
 
@@ -155,6 +159,14 @@ class FormReader:
 
     def _end(self) -> None:
         self.ended = True
+
+
+def _options(header: bytes) -> Mapping[bytes, bytes]:
+    return parse_options_header(header.decode("latin-1"))[1]
+
+
+_known_options = lru_cache(maxsize=256)(_options)
+"""The same few come with every form."""
 
 
 def _text(raw: bytes | bytearray, what: str) -> str:

@@ -61,4 +61,9 @@ def _has_file(jobs_dir: Path, job: Job) -> bool:
 
 
 async def remove_files(jobs_dir: Path, job_id: JobId) -> None:
-    await asyncio.to_thread(shutil.rmtree, jobs_dir / job_id, ignore_errors=True)
+    await asyncio.to_thread(remove, jobs_dir, job_id)
+
+
+def remove(jobs_dir: Path, job_id: JobId) -> None:
+    """Blocks. Files that cannot be removed are swept at the next start."""
+    shutil.rmtree(jobs_dir / job_id, ignore_errors=True)

@@ -6,9 +6,11 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from gpu_daemon import clock
 from gpu_daemon.audio.fetch import Fetcher, FetchLimits
+from gpu_daemon.blocking import Gathered
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
 from gpu_daemon.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
@@ -27,7 +29,7 @@ from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.readiness import Readiness, of_models, of_workers
-from gpu_daemon.scheduling.recovery import recover, remove_files
+from gpu_daemon.scheduling.recovery import recover, remove, remove_files
 from gpu_daemon.scheduling.retention import Retention
 from gpu_daemon.scheduling.reuse import reused_result
 from gpu_daemon.scheduling.status import Live, WorkerStatus
@@ -92,6 +94,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
+        self._removals = Gathered(partial(remove, settings.jobs_dir))
         self._open: set[JobId] = set()  # whose end is still to be announced
         self._waiting_for_result: dict[JobId, set[asyncio.Future[bytes | None]]] = {}
         self._waiting_for_end: dict[JobId, set[asyncio.Event]] = {}
@@ -440,7 +443,7 @@ class Scheduler:
             self._outbox.wake()
         if self._settings.audio_ttl_s == 0:
             reach(FaultPoint.REMOVING_FILES)
-            await remove_files(self._settings.jobs_dir, job_id)
+            await self._removals.do(job_id)
             reach(FaultPoint.FILES_REMOVED)
         log.info("job.ended", job_id=job_id, state=state)
         self._hub.publish(

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pytest
@@ -35,6 +37,17 @@ def test_a_line_is_json_with_action_level_and_time(capsys: pytest.CaptureFixture
     [line] = lines(capsys)
     assert line.pop("timestamp").endswith("Z")
     assert line == {"event": "job.completed", "level": "info", "job_id": "7", "seconds": 1.5}
+
+
+@pytest.mark.parametrize("sign", ["", "a@b"])
+def test_what_json_does_not_know_is_written_as_text(capsys: pytest.CaptureFixture[str], sign: str) -> None:
+    configure("INFO", "json")
+    log.info("a", path=Path("/a"), names={"b"}, by={("c", 1): 2}, of=MappingProxyType({"d": 3}), error=ValueError("ß"))
+    log.info("b", said=sign, path=Path("/a"), names={"b"}, of=MappingProxyType({"d": 3}), error=ValueError("ß"))
+    first, second = lines(capsys)
+    assert first["by"] == {"('c', 1)": 2}
+    for line in (first, second):
+        assert (line["path"], line["names"], line["of"], line["error"]) == ("/a", ["b"], {"d": 3}, "ß")
 
 
 @pytest.mark.parametrize(("level", "expected"), [("DEBUG", 2), ("INFO", 1), ("ERROR", 0)])
