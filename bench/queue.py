@@ -175,7 +175,7 @@ async def _throughput(url: str, fields: dict[str, str]) -> tuple[int, float]:
 
 
 def ours(directory: Path) -> Figures:
-    settings = {"DEVICES": "cpu", "DEFAULT_MODEL": "demo", "GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
+    settings = {"DEVICES": "cpu", "DEFAULT_MODEL": "demo", "GPU_DAEMON_ENGINE": "bench.noop_engine:create"}
     with DaemonChild(directory / "data", LOG_LEVEL="INFO", **settings) as daemon:
         return asyncio.run(measure(daemon.url, {"wait": "true", "model": "demo"}, None, {daemon.pid: "daemon"}))
 
