@@ -1,6 +1,8 @@
 """The commands. What is heavy is imported by the command that needs it: `submit` must not wait for a web framework."""
 
 import asyncio
+import glob
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ import typer
 from rich.console import Console
 
 from gpu_daemon.client import GpuDaemonClientError, WhisperClient
+from gpu_daemon.client.calls import is_url
+from gpu_daemon.client.views import job_view
 from gpu_daemon.errors import StartupError
 from gpu_daemon.terminal import JobDisplay, model_table
 from gpu_daemon.transcript.formats import Format
@@ -21,7 +25,7 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells say it."""
 PIPED_CHARACTERS = 200
 """Where no terminal says how wide a line may be."""
-SUFFIXES = {Format.TEXT: ".txt", Format.VERBOSE_JSON: ".json"}
+SUFFIXES = {Format.TEXT: ".txt", Format.VERBOSE_JSON: ".json", Format.DIARIZED_JSON: ".json"}
 
 app = typer.Typer(
     help="Speech to text on your own GPU: a queue, Whisper, callbacks.",
@@ -34,14 +38,17 @@ ApiKey = Annotated[str | None, typer.Option(help="Where the daemon wants one.", 
 LOCAL = "http://localhost:8000"
 
 
-def _source(said: str) -> Path | str:
-    """A file that is there, or a URL."""
-    if said.startswith(("http://", "https://")):
-        return said
+def _sources(said: str) -> list[Path | str]:
+    """A URL, a file that is there, or those that fit a pattern that the shell has left as it was."""
+    if is_url(said):
+        return [said]
     path = Path(said)
-    if not path.is_file():
+    if path.is_file():
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(said, recursive=True) if Path(name).is_file())
+    if not found:
         raise typer.BadParameter(f"File '{said}' does not exist.")
-    return path
+    return list(found)
 
 
 def _shown(source: Path | str) -> str:
@@ -76,7 +83,9 @@ def serve() -> None:
 def submit(
     sources: Annotated[
         list[Any],
-        typer.Argument(parser=_source, metavar="FILE|URL...", help="The daemon fetches a URL.", show_default=False),
+        typer.Argument(
+            parser=_sources, metavar="FILE|PATTERN|URL...", help="The daemon fetches a URL.", show_default=False
+        ),
     ],
     url: Url = LOCAL,
     api_key: ApiKey = None,
@@ -86,28 +95,62 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show progress, then print the transcript.")] = False,
     format: Annotated[Format | None, typer.Option(help="Of the transcript. Implies --wait.")] = None,
     output: Annotated[Path | None, typer.Option(help="File; for several, a directory. Implies --wait.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Made if need be; a file per transcript, when it is done. Implies --wait.")
+    ] = None,
 ) -> None:
     """Send files to be transcribed; print the ids of the jobs or, with --wait, the transcripts.
 
     The exit status is 1 when a file was refused or a job did not complete.
     """
-    if output is not None and len(sources) > 1 and not output.is_dir():
-        raise typer.BadParameter("several files need a directory that exists", param_hint="--output")
+    files: list[Path | str] = list(dict.fromkeys(itertools.chain.from_iterable(sources)))
+    output = _output(output, output_dir, several=len(files) > 1)
+    written = Written(output, format or Format.TEXT)
     with _daemon_at(url, api_key) as client, JobDisplay() as display:
         jobs: dict[str, Path | str] = {}
-        for source in sources:
+        for source in files:
             job_id = _send(client, display, source, model, language, callback)
             if job_id is not None:
                 jobs[job_id] = source
         if not (wait or format or output):
             display.close()
             print(*jobs, sep="\n", end="\n" if jobs else "")
-            raise typer.Exit(0 if len(jobs) == len(sources) else 1)
-        completed = _follow(client, display, jobs)
+            raise typer.Exit(0 if len(jobs) == len(files) else 1)
+        completed = set()
+        for job in client.watch(*jobs):
+            display.job(_shown(jobs[job.job_id]), job)
+            if job.status == "completed":
+                completed.add(job.job_id)
+                if output is not None:
+                    written.write(jobs[job.job_id], client.result(job.job_id, written.format.value))
         display.close()
-        for job_id in completed:
-            _hand_over(client.result(job_id, format or Format.TEXT), jobs[job_id], format or Format.TEXT, output)
-    raise typer.Exit(0 if len(completed) == len(sources) else 1)
+        if output is None:
+            for job_id in jobs:
+                if job_id in completed:
+                    _print(client.result(job_id, written.format.value))
+    raise typer.Exit(0 if len(completed) == len(files) else 1)
+
+
+@app.command()
+def watch(
+    job: Annotated[str, typer.Argument(help="The id of a job.", show_default=False)],
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Follow a job to its end: its text as it is decoded, with its times. The exit status is 1 unless it completes."""
+    printed = 0
+    status = ""
+    with _daemon_at(url, api_key) as client, JobDisplay() as display:
+        for event in client.events(job):
+            if event.kind == "segments":
+                first, segments = event.json["first"], event.json["segments"]
+                for segment in segments[max(0, printed - first) :]:
+                    _print(f"[{_clock(segment['start'])} --> {_clock(segment['end'])}] {segment['text'].strip()}")
+                printed = max(printed, first + len(segments))
+            else:
+                status = event.json["status"]
+                display.job(event.json["file_name"], job_view(event.json))
+    raise typer.Exit(0 if status == "completed" else 1)
 
 
 @app.command()
@@ -168,23 +211,51 @@ def _send(
     return None
 
 
-def _follow(client: WhisperClient, display: JobDisplay, jobs: dict[str, Path | str]) -> list[str]:
-    """Wait for all; the ids of those that completed, in the order they were sent."""
-    completed = set()
-    for job in client.watch(*jobs):
-        display.job(_shown(jobs[job.job_id]), job)
-        if job.status == "completed":
-            completed.add(job.job_id)
-    return [job_id for job_id in jobs if job_id in completed]
+def _output(output: Path | None, output_dir: Path | None, *, several: bool) -> Path | None:
+    """Raises BadParameter."""
+    if output_dir is None:
+        if output is not None and several and not output.is_dir():
+            raise typer.BadParameter("several files need a directory that exists", param_hint="--output")
+        return output
+    if output is not None:
+        raise typer.BadParameter("--output is for one file, --output-dir for many; give one of them")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{output_dir}: {error.strerror}", param_hint="--output-dir") from error
+    return output_dir
 
 
-def _hand_over(transcript: str, source: Path | str, format: Format, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(transcript if transcript.endswith("\n") else f"{transcript}\n")
-    else:
+class Written:
+    """Transcripts as files: `talk.mp3` becomes `talk.srt`, and a second talk `talk-2.srt`."""
+
+    def __init__(self, output: Path | None, format: Format) -> None:
+        self.format = format
+        self._output = output
+        self._taken: set[str] = set()
+
+    def write(self, source: Path | str, transcript: str) -> None:
+        assert self._output is not None
+        path = self._output / self._name(source) if self._output.is_dir() else self._output
+        path.write_text(transcript, encoding="utf-8")
+
+    def _name(self, source: Path | str) -> str:
         path = source if isinstance(source, Path) else Path(unquote(urlsplit(source).path).strip("/") or "audio")
-        name = path.with_suffix(SUFFIXES.get(format, f".{format.value}")).name
-        (output / name if output.is_dir() else output).write_text(transcript, encoding="utf-8")
+        suffix = SUFFIXES.get(self.format, f".{self.format.value}")
+        names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in self._taken)
+        self._taken.add(name)
+        return f"{name}{suffix}"
+
+
+def _print(transcript: str) -> None:
+    sys.stdout.write(transcript if transcript.endswith("\n") else f"{transcript}\n")
+    sys.stdout.flush()
+
+
+def _clock(time_s: float) -> str:
+    minutes, ms = divmod(round(time_s * 1000), 60_000)
+    return f"{minutes:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
 
 
 @contextmanager

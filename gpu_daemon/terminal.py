@@ -11,6 +11,8 @@ from gpu_daemon.client import JobView, ModelView
 
 MB = 1024 * 1024
 BAR_CHARACTERS = 16
+ROOM_LINES = 4
+"""Of the screen, for the shell's own lines."""
 COLOURS = {"ready": "green", "failed": "red", "disabled": "dim"}
 
 console = Console(stderr=True, highlight=False)
@@ -52,9 +54,18 @@ class JobDisplay:
     def job(self, name: str, job: JobView) -> None:
         doing = _doing(job)
         self._show(name, 100.0 if job.status == "completed" else job.progress, doing, doing)
+        if job.ended:
+            self._make_room(name, doing)
 
     def refused(self, name: str, reason: str) -> None:
         self._show(name, 0.0, f"refused: {reason}", f"refused: {reason}")
+        self._make_room(name, f"refused: {reason}")
+
+    def _make_room(self, name: str, ended: str) -> None:
+        """Of more files than a screen holds, those that are done go up in a line each."""
+        if self._console.is_interactive and len(self._bars) > self._console.height - ROOM_LINES:
+            self._progress.remove_task(self._bars.pop(name))
+            self._progress.console.print(f"{name}: {ended}", markup=False, soft_wrap=True)
 
     def _show(self, name: str, percent: float, step: str, doing: str) -> None:
         """`doing` may change with every percent, `step` is what deserves a line of its own."""

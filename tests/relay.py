@@ -1,4 +1,4 @@
-"""Stands between a client and PostgreSQL, and breaks connections at chosen moments."""
+"""Stands between a client and PostgreSQL, or the daemon, and breaks connections at chosen moments."""
 
 import asyncio
 import contextlib
@@ -60,11 +60,10 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        socket = f"{self._target.host}/.s.PGSQL.{self._target.port}"
         writers = [client_out]
         try:
             if not self.refuse:
-                server_in, server_out = await asyncio.open_unix_connection(socket)
+                server_in, server_out = await self._connect()
                 writers.append(server_out)
                 await self._relay(client_in, client_out, server_in, server_out)
         except (ConnectionError, asyncio.CancelledError):
@@ -75,6 +74,12 @@ class Relay:
                 writer.close()
                 with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                     await writer.wait_closed()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = self._target.host, self._target.port
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
 
     async def _relay(
         self,

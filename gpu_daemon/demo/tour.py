@@ -84,7 +84,7 @@ def _watch(client: WhisperClient, sample: Path, callback_url: str) -> tuple[JobV
             model=MODEL,
             callback_url=callback_url,
             metadata={"sent_by": "make demo"},
-            other_fields={"reuse_result": "false"},  # of the demo before this one
+            reuse_result=False,  # of the demo before this one
             on_upload_progress=lambda sent, size: display.upload(sample.name, sent, size),
         )
         accepted_s = clock.monotonic() - begun

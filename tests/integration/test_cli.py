@@ -102,6 +102,37 @@ async def test_submit_and_models(tmp_path: Path, database: ConnectionParameters)
         assert listed.stdout.splitlines()[1].split()[:3] == ["demo", "file", "ready"]
 
 
+async def test_patterns_a_directory_and_a_job_to_watch(tmp_path: Path, database: ConnectionParameters) -> None:
+    for directory in ("monday", "tuesday"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "call.wav").write_bytes(tone(7.0))
+    (tmp_path / "monday" / "broken.wav").write_bytes(b"no audio")
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE) as daemon:
+        at = {"GPU_DAEMON_URL": daemon.url}
+        out = tmp_path / "new" / "out"
+        many = await command(
+            *("submit", "**/call.wav", "monday/*.wav", "--format", "vtt", "--output-dir", out), cwd=tmp_path, **at
+        )
+        assert (many.status, many.stdout) == (1, ""), "one of three was refused"
+        assert "monday/broken.wav: refused: " in many.stderr
+        assert {path.name for path in out.iterdir()} == {"call.vtt", "call-2.vtt"}
+        assert (out / "call.vtt").read_text() == (out / "call-2.vtt").read_text()
+        assert (out / "call.vtt").read_text().startswith("WEBVTT\n")
+
+        sent = await daemon.submit(tmp_path / "monday" / "call.wav", prompt="fake:sleep=1")
+        watched = await command("watch", sent["job_id"], cwd=tmp_path, **at)
+        assert watched.status == 0, watched.stderr
+        lines = watched.stdout.splitlines()
+        assert [line[:24] for line in lines] == ["[00:00.000 --> 00:05.000", "[00:05.000 --> 00:07.000"]
+        assert watched.stderr.splitlines()[-1] == "call.wav: completed"
+        failed = await daemon.submit(tmp_path / "monday" / "call.wav", prompt="fake:error")
+        watched = await command("watch", failed["job_id"], cwd=tmp_path, **at)
+        assert (watched.status, watched.stdout) == (1, "")
+        assert watched.stderr.splitlines()[-1] == "call.wav: failed: this job cannot be done"
+        unknown = await command("watch", "nonesuch", cwd=tmp_path, **at)
+        assert (unknown.status, unknown.stderr) == (1, "there is no job 'nonesuch'\n")
+
+
 async def test_an_interrupted_wait_leaves_the_job_alone(tmp_path: Path, database: ConnectionParameters) -> None:
     talk = write(conversation("en", 500_803, 1), tmp_path / "talk.wav", "wav")
     async with running_daemon(tmp_path, database, **FAKE_ENGINE, DRAIN_TIMEOUT_S="0") as daemon:
@@ -134,6 +165,10 @@ async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
         ("submit", "nowhere.wav"),
         ("submit", "a.wav", "--format", "docx"),
         ("submit", "a.wav", "b.wav", "--output", "one.srt"),
+        ("submit", "a.wav", "--output", "one.srt", "--output-dir", "."),
+        ("submit", "a.wav", "b.wav", "--output-dir", "a.wav"),
+        ("submit", "*.mp3"),
+        ("watch",),
         ("transcribe",),
     ],
 )

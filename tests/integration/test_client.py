@@ -5,15 +5,30 @@ import math
 import struct
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from pydantic import SecretStr
 
-from gpu_daemon.client import NO_ANSWER, GpuDaemonClientError, JobView, WhisperClient
+from gpu_daemon.client import (
+    NO_ANSWER,
+    AsyncWhisperClient,
+    GpuDaemonClientError,
+    JobView,
+    Retries,
+    WhisperClient,
+    verify_callback,
+)
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.receiver import Receiver, Reply
+from tests.relay import Relay
 from tests.running import FAKE_ENGINE, running_daemon
+from tests.serving import served_daemon
 from tests.web import Site, answer
+
+NEVER = "fake:until=/nowhere/never"
 
 
 @pytest.fixture
@@ -30,7 +45,7 @@ async def in_thread(base_url: str, use: Callable[[WhisperClient], None]) -> None
     """The client blocks; the test's event loop must not."""
 
     def run() -> None:
-        with WhisperClient(base_url) as client:
+        with WhisperClient(base_url, retries=Retries(most=0)) as client:
             use(client)
 
     await asyncio.to_thread(run)
@@ -107,7 +122,7 @@ async def test_what_the_daemon_refuses_is_said_in_its_words(
 
 async def test_a_running_job_is_cancelled(tmp_path: Path, tone: Path, database: ConnectionParameters) -> None:
     def use(client: WhisperClient) -> None:
-        job_id = client.submit(tone, other_fields={"prompt": "fake:hang"})
+        job_id = client.submit(tone, prompt="fake:hang")
         for job in client.watch(job_id):
             if job.stage == "transcribing":
                 client.cancel(job_id)
@@ -133,3 +148,85 @@ async def test_where_something_else_answers(receiver: Receiver, status: int) -> 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://[::1", ""])
 async def test_what_is_no_address(url: str) -> None:
     assert (await refusal(url, lambda client: client.health())).code == NO_ANSWER
+
+
+async def test_a_file_is_transcribed_in_one_call(
+    tmp_path: Path, tone: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[JobView] = []
+    async with served_daemon(tmp_path, database, monkeypatch) as served:
+
+        def use(client: WhisperClient) -> None:
+            result = client.transcribe_file(str(tone), on_progress=seen.append, language="en", word_timestamps=True)
+            assert result["text"]
+            assert (result["language"], result["duration"]) == ("en", 10.0)
+            assert client.result(seen[-1].job_id, "vtt", max_words_per_line=1).count("-->") == 8
+            with pytest.raises(GpuDaemonClientError) as failed:
+                client.transcribe_file(tone, prompt="fake:error")
+            assert (failed.value.code, failed.value.status) == ("engine_error", None)
+            with pytest.raises(FileNotFoundError):
+                client.transcribe_file("nowhere.wav")
+
+        await in_thread(served.url, use)
+    assert seen[-1].status == "completed"
+    assert [job.progress for job in seen] == sorted(job.progress for job in seen)
+
+
+async def test_with_asyncio(
+    tmp_path: Path, tone: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[JobView] = []
+    uploaded: list[tuple[int, int]] = []
+    async with (
+        served_daemon(tmp_path, database, monkeypatch) as served,
+        AsyncWhisperClient(served.url) as client,
+    ):
+        result = await client.transcribe_file(tone, on_progress=seen.append, metadata={"order": 7})
+        assert (result["duration"], seen[-1].json["metadata"]) == (10.0, {"order": 7})
+        job_id = await client.submit(tone, prompt=NEVER, on_upload_progress=lambda *sizes: uploaded.append(sizes))
+        assert uploaded[-1] == (tone.stat().st_size,) * 2
+        async for event in client.events(job_id):
+            if event.json.get("stage") == "transcribing" and event.kind == "state":
+                assert (await client.cancel(job_id)).status == "cancelled"
+        assert (await client.wait(job_id)).status == "cancelled"
+        assert (await client.health())["status"] == "ready"
+        assert [model.name for model in await client.models() if model.enabled] == ["demo"]
+        assert (await client.result(seen[-1].job_id, "srt")).startswith("1\n")
+        with pytest.raises(GpuDaemonClientError, match="it has no result"):
+            await client.result(job_id)
+
+
+async def test_events_go_on_over_a_broken_connection(
+    tmp_path: Path, tone: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments: list[object] = []
+    async with served_daemon(tmp_path, database, monkeypatch) as served:
+        address = urlsplit(served.url)
+        relay = Relay(replace(database, host=str(address.hostname), port=address.port or 0))
+        at = await relay.start()
+        async with AsyncWhisperClient(f"http://{at.host}:{at.port}") as client:
+            job_id = await client.submit(tone, prompt=f"fake:then=until={tmp_path / 'go'}")
+            async for event in client.events(job_id):
+                if event.kind == "segments":
+                    segments[event.json["first"] :] = event.json["segments"]
+                    if not (tmp_path / "go").exists():
+                        relay.go_away()
+                        relay.refuse = False
+                        (tmp_path / "go").touch()
+            job = await client.job(job_id)
+        await relay.stop()
+    assert event.kind == "end"
+    assert segments == job.json["result"]["segments"]
+
+
+async def test_a_callback_is_known_by_its_signature(
+    tmp_path: Path, tone: Path, database: ConnectionParameters, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "whsec_" + "c2VjcmV0" * 6
+    async with (
+        served_daemon(tmp_path, database, monkeypatch, callback_secret=(SecretStr(secret),)) as served,
+        AsyncWhisperClient(served.url) as client,
+    ):
+        job_id = await client.submit(tone, callback_url=receiver.url)
+        (request,) = await receiver.wait_for(1)
+    assert verify_callback(request.body, request.headers, secret)["job_id"] == job_id

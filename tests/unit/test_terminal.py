@@ -118,3 +118,16 @@ def test_a_disabled_model_has_no_bar() -> None:
     out = io.StringIO()
     Console(file=out, width=120).print(model_table([model(enabled=False, state="disabled", size_bytes=MB)]))
     assert out.getvalue().splitlines()[1].split() == ["base", "whisper", "disabled"]
+
+
+def test_more_files_than_a_screen_holds() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, height=10, legacy_windows=False, highlight=False)
+    with JobDisplay(console) as display:
+        for number in range(20):
+            display.job(f"{number}.wav", job("processing", stage="transcribing", progress=50.0))
+        for number in range(20):
+            display.job(f"{number}.wav", job("completed"))
+        left = len(display._progress.tasks)
+    assert left < 10
+    assert "0.wav: completed" in file.getvalue()

@@ -1,0 +1,149 @@
+"""The client for one thread."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+
+from gpu_daemon.client.calls import Ask, Call, Calls, EventReader, OnUpload, Outcome, Retries, Value
+from gpu_daemon.client.connection import event_headers, options
+from gpu_daemon.client.upload import arguments
+from gpu_daemon.client.views import NO_ANSWER, GpuDaemonClientError, JobEvent, JobView, ModelView, job_view, result_of
+
+FIRST_LOOK_S = 0.1
+SLOWEST_LOOK_S = 1.0
+
+
+class WhisperClient:
+    """Every method raises GpuDaemonClientError, and those that are given a file OSError."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, *, retries: Retries | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._calls = Calls(self.base_url, retries or Retries())
+        self._http = httpx2.Client(**options(self.base_url, api_key))
+
+    def __enter__(self) -> "WhisperClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def transcribe_file(
+        self, source: Path | str, *, on_progress: Callable[[JobView], None] | None = None, **fields: object
+    ) -> Mapping[str, Any]:
+        """The whole result, when the job is done: `text`, `language`, `segments` … As `submit` and `wait`."""
+        return result_of(self.wait(self._run(self._calls.submit(source, fields, None)), on_progress))
+
+    def submit(self, source: Path | str, *, on_upload_progress: OnUpload | None = None, **fields: object) -> str:
+        """The id of the job, which the daemon will not lose any more. `fields`: those of POST /transcribe.
+
+        `source` is a file, or the http(s) address that the daemon fetches it from.
+        """
+        return self._run(self._calls.submit(source, fields, on_upload_progress))
+
+    def job(self, job_id: str) -> JobView:
+        return self._run(self._calls.job(job_id))
+
+    def events(self, job_id: str, *, after: int | None = None) -> Iterator[JobEvent]:
+        """As they come, until the job has ended; over broken connections, too. `after`: the id of one that was had."""
+        failures = 0
+        while True:
+            reader = EventReader()
+            try:
+                with self._http.stream("GET", f"/jobs/{job_id}/events", headers=event_headers(after)) as response:
+                    if response.status_code == httpx2.codes.NO_CONTENT:
+                        return
+                    if not response.is_success:
+                        response.read()
+                        outcome: httpx2.Response | httpx2.HTTPError = response
+                    else:
+                        outcome = httpx2.ReadError("the events broke off")
+                        for line in response.iter_lines():
+                            if (event := reader.read(line)) is None:
+                                continue
+                            failures, after = 0, event.id
+                            self._calls.answered = True
+                            yield event
+                            if event.kind == "end":
+                                return
+            except httpx2.HTTPError as error:
+                outcome = error
+            failures += 1
+            pause_s = self._calls.pause_s(outcome, failures)
+            if pause_s is None:
+                raise self._calls.error_of(outcome)
+            time.sleep(pause_s)
+
+    def watch(self, *job_ids: str) -> Iterator[JobView]:
+        """Each job whenever it has moved; ends when all have ended."""
+        seen: dict[str, JobView] = {}
+        pause_s = FIRST_LOOK_S
+        while True:
+            for job_id in job_ids:
+                if job_id in seen and seen[job_id].ended:
+                    continue
+                job = self.job(job_id)
+                if seen.get(job_id) != job:
+                    seen[job_id] = job
+                    yield job
+            if all(job.ended for job in seen.values()):
+                return
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, SLOWEST_LOOK_S)
+
+    def wait(self, job_id: str, on_progress: Callable[[JobView], None] | None = None) -> JobView:
+        """The job when it has ended, whether completed or not."""
+        for event in self.events(job_id):
+            if event.kind == "state" and on_progress is not None:
+                on_progress(job_view(event.json))
+        job = self.job(job_id)
+        if on_progress is not None:
+            on_progress(job)
+        return job
+
+    def result(self, job_id: str, format: str = "verbose_json", **cues: object) -> str:
+        """As the daemon writes it. `cues`: max_line_width and the like, for srt and vtt."""
+        return self._run(self._calls.result(job_id, format, cues))
+
+    def cancel(self, job_id: str) -> JobView:
+        return self._run(self._calls.cancel(job_id))
+
+    def models(self) -> list[ModelView]:
+        return self._run(self._calls.models())
+
+    def enable_model(self, name: str, enabled: bool) -> None:
+        self._run(self._calls.enable_model(name, enabled))
+
+    def health(self) -> Mapping[str, Any]:
+        return self._run(self._calls.health())
+
+    def _run(self, call: Call[Value]) -> Value:
+        outcome: Outcome = None
+        try:
+            while True:
+                step = call.send(outcome)
+                if isinstance(step, Ask):
+                    outcome = self._ask(step)
+                else:
+                    time.sleep(step.seconds)
+                    outcome = None
+        except StopIteration as done:
+            value: Value = done.value
+            return value
+
+    def _ask(self, ask: Ask) -> httpx2.Response | httpx2.HTTPError:
+        try:
+            with arguments(ask) as given:
+                return self._http.request(**given)
+        except httpx2.HTTPError as error:
+            return error
+        except httpx2.InvalidURL as error:
+            raise GpuDaemonClientError(str(error), code=NO_ANSWER) from error
