@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Transcription
+from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Samples, Transcription
+from gpu_daemon.engine.level import as_floats
 from gpu_daemon.errors import DeviceLost, JobError, NoRoom
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
 from gpu_daemon.transcript.model import Segment, Transcript, Word
@@ -73,7 +74,7 @@ class FakeEngine:
         if len(self._loaded) >= int(os.environ.get("FAKE_ROOM", "100")):
             raise NoRoom(f"there is no room for {spec.name} beside {', '.join(used)}")
 
-    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> "FakeTranscription":
+    def begin(self, spec: ModelSpec, audio: Samples, options: JobOptions) -> "FakeTranscription":
         if spec.name not in self._loaded:
             raise JobError(f"the model {spec.name} is not loaded")
         begun = FakeTranscription(spec.name, audio, options)
@@ -101,7 +102,7 @@ class FakeEngine:
 
 
 class FakeTranscription:
-    def __init__(self, model: str, audio: Audio, options: JobOptions) -> None:
+    def __init__(self, model: str, audio: Samples, options: JobOptions) -> None:
         self.model = model
         self.fraction = 0.0
         self._audio = audio
@@ -146,7 +147,7 @@ class FakeTranscription:
         for index in range(math.ceil(duration_s / SEGMENT_S)):
             self.fraction = max(self.fraction, SLEPT + (1 - SLEPT) * index * SEGMENT_S / duration_s)
             first, last = (int(at * SEGMENT_S * SAMPLE_RATE_HZ) for at in (index, index + 1))
-            piece = self._audio[first:last]
+            piece = as_floats(self._audio[first:last])
             if abs(piece).max() > LOUD:
                 words = self._options.word_timestamps
                 self._segments.append(_segment(len(self._segments), index * SEGMENT_S, piece, words))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpu_daemon
-from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress
+from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress, Samples
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobId, JobOptions
 from gpu_daemon.jobs.state import Stage
@@ -80,7 +80,7 @@ async def started(runner: Runner, run: Run) -> "asyncio.Task[Completed]":
 
 
 def transcribed(
-    engine: Engine, spec: ModelSpec, audio: Audio, options: JobOptions, progress: Progress | None = None
+    engine: Engine, spec: ModelSpec, audio: Samples, options: JobOptions, progress: Progress | None = None
 ) -> Transcript:
     """Of one file, alone. `progress` is told after each step."""
     begun = engine.begin(spec, audio, options)

@@ -13,6 +13,8 @@ from gpu_daemon.transcript.model import Segment, Transcript
 
 Audio = npt.NDArray[np.float32]
 """float32[n_samples], mono, 16 kHz, -1..1"""
+Samples = Audio | npt.NDArray[np.int16]
+"""The same, or as it was decoded: a file of hours can stay on the disk until a piece of it is heard."""
 
 
 class ModelSpec(BaseModel):
@@ -71,7 +73,7 @@ class Engine(Protocol):
         again after one of them has ended; DeviceLost when this process can go on no more.
         """
 
-    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> Transcription:
+    def begin(self, spec: ModelSpec, audio: Samples, options: JobOptions) -> Transcription:
         """It is in flight until it has ended or is dropped, and uses its model as long.
 
         Raises JobError when the model is not loaded, or cannot do that.

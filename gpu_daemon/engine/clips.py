@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpu_daemon.engine.base import Audio
+from gpu_daemon.engine.base import Samples
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 
 FRAME_SAMPLES = 160
@@ -58,7 +58,7 @@ def accurate(speech: Sequence[Span], n_samples: int) -> Plan:
     return _plan(clips, n_samples, independent=False)
 
 
-def fast(speech: Sequence[Span], audio: Audio) -> Plan:
+def fast(speech: Sequence[Span], audio: Samples) -> Plan:
     """The speech with a margin, in pieces that Whisper hears at once; none depends on another."""
     pieces: list[_Frames] = []
     for long in _padded(speech, len(audio) // FRAME_SAMPLES):
@@ -94,7 +94,7 @@ def _padded(speech: Sequence[Span], n_frames: int) -> list[_Frames]:
     return [span for span in padded if span.start < span.end]
 
 
-def _cut(span: _Frames, audio: Audio) -> list[_Frames]:
+def _cut(span: _Frames, audio: Samples) -> list[_Frames]:
     """No longer than a window each."""
     pieces: list[_Frames] = []
     start, end = span
@@ -105,7 +105,7 @@ def _cut(span: _Frames, audio: Audio) -> list[_Frames]:
     return [*pieces, _Frames(start, end)]
 
 
-def _quietest(audio: Audio, start: int, end: int) -> int:
+def _quietest(audio: Samples, start: int, end: int) -> int:
     """The frame between them, of which the least is heard around it."""
     # A float64 copy: the squares of a whole piece are added up.
     samples = audio[start * FRAME_SAMPLES : end * FRAME_SAMPLES].astype(np.float64)  # float64[n_frames * 160]

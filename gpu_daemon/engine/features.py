@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, mel_filters
 
-from gpu_daemon.engine.base import Audio
+from gpu_daemon.engine.base import Samples
+from gpu_daemon.engine.level import as_floats
 
 FLOOR = 1e-10
 RANGE = 8.0
@@ -20,11 +21,10 @@ RANGE = 8.0
 OVERLAP_FRAMES = 3
 """So many frames of the silence behind the audio still hear its end."""
 PIECE_FRAMES = 6000
-FULL_SCALE = 32768.0
 
 
 class Mel:
-    def __init__(self, audio: Audio, n_mels: int, device: torch.device) -> None:
+    def __init__(self, audio: Samples, n_mels: int, device: torch.device) -> None:
         self._audio = audio
         self._device = device
         self._filters = mel_filters(device, n_mels)
@@ -60,11 +60,9 @@ class Mel:
     def _samples(self, first: int, last: int) -> Tensor:
         """float32[last - first] of the audio with silence behind it; mirrored at its start, as torch.stft does."""
         samples = np.zeros(last - first, np.float32)
-        mirrored = self._audio[1 : 1 + max(0, -first)][::-1]
-        heard = self._audio[max(0, first) : last]
+        mirrored = as_floats(self._audio[1 : 1 + max(0, -first)])[::-1]
+        heard = as_floats(self._audio[max(0, first) : last])
         n_before = max(0, -first)
         samples[n_before - len(mirrored) : n_before] = mirrored
         samples[n_before : n_before + len(heard)] = heard
-        if self._audio.dtype == np.int16:
-            samples /= FULL_SCALE
         return torch.from_numpy(samples).to(self._device)

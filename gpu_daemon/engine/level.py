@@ -5,6 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from gpu_daemon.engine.base import Audio, Samples
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 
 FULL_SCALE = 32768.0
@@ -16,6 +17,12 @@ half a second is kept."""
 MINUTE_SAMPLES = 60 * SAMPLE_RATE_HZ
 SHORT_SAMPLES = SAMPLE_RATE_HZ // 10
 """A tenth of a second: what is no longer is a click."""
+
+
+def as_floats(audio: Samples) -> Audio:
+    if audio.dtype == np.int16:
+        return audio.astype(np.float32) / np.float32(FULL_SCALE)
+    return audio.astype(np.float32, copy=False)
 
 
 def loudest_db(pcm: npt.NDArray[np.int16], start_s: float, end_s: float) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Audio, Engine, ModelSpec, Progress
+from gpu_daemon.engine.base import Engine, ModelSpec, Progress
 from gpu_daemon.engine.channels import Channel, Merge
-from gpu_daemon.engine.level import FULL_SCALE, loudest_db, quiet_lead
+from gpu_daemon.engine.level import loudest_db, quiet_lead
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, ChannelMode, JobOptions
 from gpu_daemon.jobs.state import Stage
@@ -123,8 +123,7 @@ class Hearing:
             skip_samples += quiet_lead(pcm[skip_samples:])
         transcription = None
         if skip_samples < len(pcm):
-            audio: Audio = pcm[skip_samples:].astype(np.float32) / np.float32(FULL_SCALE)
-            transcription = self._engine.begin(self._request.model, audio, options)
+            transcription = self._engine.begin(self._request.model, pcm[skip_samples:], options)
         self._channels.append(
             Channel(
                 pcm=pcm,

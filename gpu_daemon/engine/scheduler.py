@@ -80,8 +80,9 @@ class Scheduler:
 
     def add(self, transcription: WhisperTranscription) -> None:
         self.transcriptions.append(transcription)
-        self._begin(transcription.begin())
+        self._paused.append(transcription.begin())
 
+    @torch.inference_mode()
     def drop(self, transcription: WhisperTranscription) -> None:
         self.transcriptions = [one for one in self.transcriptions if one is not transcription]
         self._paused = deque(one for one in self._paused if one.of is not transcription)
@@ -118,9 +119,6 @@ class Scheduler:
 
     # Conversations.
 
-    def _begin(self, asker: Asker) -> None:
-        self._answer(asker, None)
-
     def _answer(self, asker: Asker, answer: Any) -> None:
         """An error in what follows from it ends that file alone."""
         if asker.of not in self.transcriptions:
@@ -129,7 +127,7 @@ class Scheduler:
             question = asker.talk.send(answer)
         except StopIteration:
             for successor in asker.of.ends(asker):
-                self._begin(successor)
+                self._answer(successor, None)
             asker.of.forget(asker.window)
             if asker.of.ended:
                 self.drop(asker.of)

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Transcription
+from gpu_daemon.engine.base import LoadedModel, ModelSpec, Progress, Samples, Transcription
 from gpu_daemon.engine.cache import MIB, ModelCache
 from gpu_daemon.engine.checkpoint import Checkpoint
 from gpu_daemon.engine.faults import guarded
@@ -68,7 +68,7 @@ class WhisperEngine:
         limits = self._limits.setdefault(spec.sha256, Limits(self._max_rows, self._max_encoded))
         self._models.put(spec, Scheduler(model, limits, self._threads), size_bytes)
 
-    def begin(self, spec: ModelSpec, audio: Audio, options: JobOptions) -> WhisperTranscription:
+    def begin(self, spec: ModelSpec, audio: Samples, options: JobOptions) -> WhisperTranscription:
         scheduler = self._models.get(spec)
         if scheduler is None:
             raise JobError(f"the model {spec.name} is not loaded")

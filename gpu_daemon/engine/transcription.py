@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from whisper.audio import N_FRAMES
 
-from gpu_daemon.engine.base import Audio
+from gpu_daemon.engine.base import Samples
 from gpu_daemon.engine.checkpoint import WhisperModel
 from gpu_daemon.engine.clips import FRAMES_PER_S, Plan
 from gpu_daemon.engine.features import Mel
@@ -51,7 +51,7 @@ class WhisperTranscription:
     """Transcription of one file with one model: first one conversation, then one for each clip heard by itself."""
 
     def __init__(
-        self, model: WhisperModel, audio: Audio, options: JobOptions, plan: Callable[[Audio, JobOptions], Planning]
+        self, model: WhisperModel, audio: Samples, options: JobOptions, plan: Callable[[Samples, JobOptions], Planning]
     ) -> None:
         self.model = model
         self.mel = Mel(audio, model.dims.n_mels, model.net.device)

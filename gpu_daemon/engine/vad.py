@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpu_daemon.engine.base import Audio
+from gpu_daemon.engine.base import Samples
 from gpu_daemon.engine.clips import Plan, Span, accurate, fast, whole
-from gpu_daemon.engine.level import FULL_SCALE
+from gpu_daemon.engine.level import FULL_SCALE, as_floats
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions, Mode
 
 FRAME_SAMPLES = 512
@@ -53,7 +53,7 @@ class VoiceDetector:
         for name, parameter in self._memory.named_parameters():
             parameter.copy_(weights[f"decoder.rnn.{name.removesuffix('_l0')}"])
 
-    def probabilities(self, audio: Audio) -> Generator[float, None, list[float]]:
+    def probabilities(self, audio: Samples) -> Generator[float, None, list[float]]:
         """Of speech, for each frame of 512 samples. Yields the fraction done, some fifty times a second."""
         found: list[float] = []
         state: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -79,7 +79,7 @@ class VoiceDetector:
         return torch.sigmoid(F.linear(F.relu(x), self._out_weight, self._out_bias)).flatten(), state
 
 
-def plan(detector: VoiceDetector, audio: Audio, options: JobOptions) -> Generator[float, None, Plan]:
+def plan(detector: VoiceDetector, audio: Samples, options: JobOptions) -> Generator[float, None, Plan]:
     """What is decoded of a file. Yields the fraction done of looking for it."""
     if not options.speech_only:
         return whole(len(audio))
@@ -129,11 +129,11 @@ def _padded(found: list[list[int]], n_samples: int) -> list[list[int]]:
     return padded
 
 
-def _block(audio: Audio, first: int, n_frames: int) -> torch.Tensor:
+def _block(audio: Samples, first: int, n_frames: int) -> torch.Tensor:
     """float32[n_frames, 576]: frames, each behind the end of the one before; zeros stand before and after the file."""
     block = np.zeros(CONTEXT_SAMPLES + n_frames * FRAME_SAMPLES, np.float32)
     start = first * FRAME_SAMPLES - CONTEXT_SAMPLES
-    samples = audio[max(0, start) : (first + n_frames) * FRAME_SAMPLES]
+    samples = as_floats(audio[max(0, start) : (first + n_frames) * FRAME_SAMPLES])
     offset = max(0, -start)
     block[offset : offset + len(samples)] = samples
     if audio.dtype == np.int16:

@@ -1,15 +1,18 @@
 """What happens between files that share a batch: places, turns, memory, mishaps."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from gpu_daemon.engine import scheduler
 from gpu_daemon.engine.base import Audio, ModelSpec
 from gpu_daemon.engine.batch import Batch
+from gpu_daemon.engine.features import Mel
 from gpu_daemon.engine.listen import Listener
+from gpu_daemon.engine.model import Decoder, Encoder
 from gpu_daemon.engine.scheduler import Scheduler
 from gpu_daemon.engine.transcribe import WhisperEngine
 from gpu_daemon.engine.transcription import WhisperTranscription
@@ -22,12 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:Resource
 
 
 @pytest.fixture
-def engine() -> Iterator[WhisperEngine]:
+def engine() -> WhisperEngine:
     torch.set_num_threads(1)  # several would wait for each other by spinning
     engine = WhisperEngine(torch.device("cpu"), vram_reserve_mb=0)
     engine.load(demo(), lambda fraction: None)
-    yield engine
-    engine.close()
+    return engine
 
 
 def options(**given: object) -> JobOptions:
@@ -51,7 +53,6 @@ def test_more_files_than_places(engine: WhisperEngine) -> None:
     narrow.load(demo(), lambda fraction: None)
     for number, transcript in enumerate(together(narrow, files)):
         assert_same(transcript, alone[number % 3])
-    narrow.close()
 
 
 def test_a_window_is_encoded_once(engine: WhisperEngine) -> None:
@@ -116,9 +117,7 @@ class OutOfMemory:
         monkeypatch.setattr(Batch, "step", checked)
 
 
-def test_too_little_memory_halves_the_batch_and_goes_on(
-    engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_halves_the_batch_and_goes_on(engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [(speech(SENTENCES[number % 3]), options(language="en")) for number in range(6)]
     expected = [transcribed(engine, demo(), *file) for file in files[:3]]
     device = OutOfMemory(monkeypatch, fits=2)
@@ -149,42 +148,24 @@ def test_a_file_that_does_not_fit_by_itself_fails_by_itself(
     assert transcribed(engine, demo(), speech(), options()).text == SENTENCES[0]
 
 
-@pytest.mark.parametrize("part", ["_recognise", "_align", "_encode"])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Mel, "frames"), (Encoder, "layers"), (Decoder, "read"), (scheduler, "attend")]
+)
 def test_too_little_memory_anywhere_loses_nothing(
-    engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch, part: str
+    engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
-    given = options(word_timestamps=True)
-    expected = transcribed(engine, demo(), speech(), given)
-    names = {"_recognise": "recognise", "_align": "attend", "_encode": "frames"}
-    failed = _failing_once(monkeypatch, names[part])
-    assert_same(transcribed(engine, demo(), speech(), given), expected)
-    assert failed == [True]
+    expected = transcribed(engine, demo(), speech(), options(word_timestamps=True))
+    work, failed = getattr(owner, name), list[bool]()
 
+    def fails_once(*given: object, **named: object) -> object:
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(*given, **named)
 
-def _failing_once(monkeypatch: pytest.MonkeyPatch, name: str) -> list[bool]:
-    failed: list[bool] = []
-
-    def once(work: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*given: object, **named: object) -> object:
-            if not failed:
-                failed.append(True)
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return work(*given, **named)
-
-        return wrapped
-
-    where = {
-        "recognise": ("gpu_daemon.engine.model.Decoder.read", None),
-        "attend": ("gpu_daemon.engine.scheduler.attend", None),
-        "frames": ("gpu_daemon.engine.features.Mel.frames", None),
-    }[name][0]
-    module, _, attribute = where.rpartition(".")
-    holder = pytest.importorskip(module) if module.count(".") == 2 else None
-    if holder is None:
-        module, _, owner = module.rpartition(".")
-        holder = getattr(pytest.importorskip(module), owner)
-    monkeypatch.setattr(holder, attribute, once(getattr(holder, attribute)))
-    return failed
+    monkeypatch.setattr(owner, name, fails_once)
+    assert_same(transcribed(engine, demo(), speech(), options(word_timestamps=True)), expected)
+    assert failed
 
 
 def test_an_error_in_one_file_is_its_own(engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,20 +198,23 @@ def test_an_error_that_sticks_is_nobodys_own(engine: WhisperEngine, monkeypatch:
 
 
 def test_nothing_is_left_of_files_that_have_ended_or_were_dropped(engine: WhisperEngine) -> None:
-    (scheduler,) = engine._models.held()
+    (held,) = engine._models.held()
     begun = [engine.begin(demo(), spoken_at(0, 30.2), options(word_timestamps=True, beam_size=2)) for _ in range(3)]
     for _ in range(4):
         engine.step()
     engine.drop(begun[0])
     while not all(one.ended for one in begun[1:]):
         engine.step()
-    assert _remains(scheduler) == []
+    assert _remains(held) == []
     assert all(not one.features for one in begun[1:])
 
 
-def _remains(scheduler: Scheduler) -> list[str]:
-    return [name for name in ("_paused", "_waiting", "_decoding", "_aligning", "_timing", "_batches", "transcriptions")
-            if getattr(scheduler, name)]
+def _remains(held: Scheduler) -> list[str]:
+    return [
+        name
+        for name in ("_paused", "_waiting", "_decoding", "_aligning", "_timing", "_batches", "transcriptions")
+        if getattr(held, name)
+    ]
 
 
 def test_a_model_in_use_is_not_replaced_by_another_file_of_its_name(engine: WhisperEngine, tmp_path: Path) -> None:
@@ -254,7 +238,7 @@ def test_sixteen_bit_samples_are_heard_as_they_are(engine: WhisperEngine) -> Non
 
 
 def test_silence_is_skipped_without_words(engine: WhisperEngine) -> None:
-    begun = engine.begin(demo(), silence(70), options(word_timestamps=True))
+    begun = engine.begin(demo(), silence(31), options(word_timestamps=True))
     assert isinstance(begun, WhisperTranscription)
     while not begun.ended:
         engine.step()
