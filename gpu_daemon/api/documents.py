@@ -12,9 +12,11 @@ from gpu_daemon.api.fields import (
     MAX_PRIORITY,
     MAX_SOURCE_URL_CHARACTERS,
     MAX_TEMPERATURES,
+    THRESHOLDS,
 )
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.audio.probe import MAX_SPEAKERS
+from gpu_daemon.jobs.model import JobOptions
 
 TAGS = [
     {"name": "jobs", "description": "Send a file, watch its job, fetch its transcript."},
@@ -82,7 +84,22 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "initial_prompt": {"type": "string", "description": "Another name for `prompt`."},
     "hotwords": {"type": "string", "description": "Words to expect in every window."},
     "beam_size": {"type": "integer", "minimum": 1, "maximum": MAX_BEAM_SIZE, "description": "Absent: greedy."},
+    "best_of": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_BEAM_SIZE,
+        "description": "Samples at a temperature above 0, of which the likeliest counts; absent: one.",
+    },
     "condition_on_previous_text": {"type": "boolean", "default": True},
+    **{
+        name: {
+            "type": "number",
+            "minimum": least,
+            "maximum": most,
+            "description": f"As in openai-whisper; absent: {JobOptions.model_fields[name].default or 'off'}.",
+        }
+        for name, (least, most) in THRESHOLDS.items()
+    },
     "priority": {
         "type": "integer",
         "minimum": -MAX_PRIORITY,

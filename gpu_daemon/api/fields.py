@@ -1,6 +1,7 @@
 """The form fields of a submission, checked: every refusal names its field and says what would do (pure)."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -29,12 +30,20 @@ SINCE_LARGE_V3 = "yue"
 TRUE = frozenset({"true", "1", "yes", "on"})
 FALSE = frozenset({"false", "0", "no", "off"})
 
+THRESHOLDS: dict[str, tuple[float, float]] = {
+    "compression_ratio_threshold": (0, 100),
+    "logprob_threshold": (-100, 0),
+    "no_speech_threshold": (0, 1),
+    "hallucination_silence_threshold": (0, 3600),
+}
+"""openai-whisper's own, and what they may be; the far end of each range turns it off."""
+
 KNOWN = frozenset(
     {
         "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
         "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
-        "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "condition_on_previous_text", "priority",
-        "metadata", "wait", "diarize", "reuse_result", "url",
+        "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "best_of", "condition_on_previous_text",
+        "priority", "metadata", "wait", "diarize", "reuse_result", "url", *THRESHOLDS,
     }
 )  # fmt: skip
 NOT_YET = frozenset({"num_speakers", "min_speakers", "max_speakers", "hf_token"})
@@ -75,10 +84,11 @@ def parse_fields(
             initial_prompt=_prompt(given),
             hotwords=_text(given, "hotwords"),
             beam_size=integer(given, "beam_size", 1, MAX_BEAM_SIZE),
+            best_of=integer(given, "best_of", 1, MAX_BEAM_SIZE),
             condition_on_previous_text=boolean(given, "condition_on_previous_text", True),
             trim_silence=boolean(given, "trim_silence", True),
             channel_mode=choice(given, "channel_mode", ChannelMode),
-        ),
+        ).model_copy(update=_thresholds(given)),
         requested_language=language,
         url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
         callback_url=_url(given, "callback_url", MAX_CALLBACK_URL_CHARACTERS),
@@ -203,6 +213,21 @@ def _temperatures(given: Given) -> tuple[float, ...]:
             "temperature is a number from 0 to 1, or a list of them to fall back on: 0,0.2,0.4", param="temperature"
         )
     return temperatures
+
+
+def _thresholds(given: Given) -> dict[str, float]:
+    """Those that are given."""
+    found = {}
+    for name, (least, most) in THRESHOLDS.items():
+        if (said := one(given, name)) is not None:
+            try:
+                number = float(said)
+            except ValueError:
+                number = math.nan
+            if not least <= number <= most:
+                raise InvalidRequest(f"{name} is a number from {least} to {most}, not {said[:50]!r}", param=name)
+            found[name] = number
+    return found
 
 
 def _prompt(given: Given) -> str | None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from gpu_daemon.api.fields import KNOWN
+from gpu_daemon.api.fields import KNOWN, THRESHOLDS
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.errors import InvalidRequest
 
@@ -15,7 +15,7 @@ BOOLEANS = frozenset(
         "reuse_result",
     }
 )  # fmt: skip
-NUMBERS = frozenset({"temperature", "beam_size", "priority"})
+NUMBERS = frozenset({"temperature", "beam_size", "best_of", "priority", *THRESHOLDS})
 OBJECTS = frozenset({"metadata"})
 ARRAYS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),

@@ -173,23 +173,16 @@ class Listener:
 
     def _needs_another(self, result: _Result) -> bool:
         options = self._options
-        repeats = (
-            options.compression_ratio_threshold is not None
-            and result.compression_ratio > options.compression_ratio_threshold
-        )
-        unsure = options.logprob_threshold is not None and result.avg_logprob < options.logprob_threshold
-        silent = (
-            unsure
-            and options.no_speech_threshold is not None
-            and result.decoded.no_speech_prob > options.no_speech_threshold
-        )
+        repeats = result.compression_ratio > options.compression_ratio_threshold
+        unsure = result.avg_logprob < options.logprob_threshold
+        silent = unsure and result.decoded.no_speech_prob > options.no_speech_threshold
         return (repeats or unsure) and not silent
 
     def _is_silent(self, result: _Result) -> bool:
-        options = self._options
-        if options.no_speech_threshold is None or result.decoded.no_speech_prob <= options.no_speech_threshold:
-            return False
-        return options.logprob_threshold is None or result.avg_logprob <= options.logprob_threshold
+        return (
+            result.decoded.no_speech_prob > self._options.no_speech_threshold
+            and result.avg_logprob <= self._options.logprob_threshold
+        )
 
     def _cut(self, result: _Result, n_frames: int) -> tuple[list[Spoken], int]:
         """The segments between the timestamps, and where the next window begins."""

@@ -54,11 +54,12 @@ class JobOptions(BaseModel):
     best_of: int | None = None
     """So many samples at a temperature above 0; None: one."""
     condition_on_previous_text: bool = True
-    compression_ratio_threshold: float | None = 2.4
-    """A window that is more repetitive is decoded again, hotter; None: never for that. So with the next one."""
-    logprob_threshold: float | None = -1.0
-    no_speech_threshold: float | None = 0.6
-    """A window that is likelier silent, and below `logprob_threshold`, is skipped."""
+    compression_ratio_threshold: float = 2.4
+    """A window that is more repetitive is decoded again, hotter."""
+    logprob_threshold: float = -1.0
+    """One that is less likely, too."""
+    no_speech_threshold: float = 0.6
+    """One that is likelier silent, and below `logprob_threshold`, is skipped."""
     hallucination_silence_threshold: float | None = None
     """Seconds: with word timestamps, unlikely words beside a longer silence are dropped."""
     trim_silence: bool = True

@@ -58,7 +58,7 @@ def test_more_files_than_places(engine: WhisperEngine) -> None:
 def test_a_window_is_encoded_once(engine: WhisperEngine) -> None:
     """For language, decoding, fallback and words. Under 30 s the language is heard in another window: whisper detects
     it before the silence behind the file is cut off."""
-    never_enough = {"temperature": (0.0, 0.2, 0.4), "logprob_threshold": 0.0, "no_speech_threshold": None}
+    never_enough = {"temperature": (0.0, 0.2, 0.4), "logprob_threshold": 0.0, "no_speech_threshold": 1}
     long = transcribed(engine, demo(), spoken_at(0, 15, 31, 40), options(word_timestamps=True, **never_enough))
     windows = {segment.seek for segment in long.segments}
     assert {segment.temperature for segment in long.segments} == {0.4}, "each was decoded three times"
@@ -71,8 +71,8 @@ def test_a_window_is_encoded_once(engine: WhisperEngine) -> None:
 
 
 def test_samples_do_not_depend_on_who_shares_the_batch(engine: WhisperEngine) -> None:
-    hot = options(temperature=(0.8,), logprob_threshold=None, compression_ratio_threshold=None)
-    best = options(temperature=(0.8,), best_of=3, logprob_threshold=None, compression_ratio_threshold=None)
+    hot = options(temperature=(0.8,), logprob_threshold=-100, compression_ratio_threshold=100)
+    best = options(temperature=(0.8,), best_of=3, logprob_threshold=-100, compression_ratio_threshold=100)
     beams = options(temperature=(0.0,), beam_size=3)
     files = [(speech(SENTENCES[0]), hot), (speech(SENTENCES[1]), best), (speech(SENTENCES[2]), beams)]
     alone = [transcribed(engine, demo(), *file) for file in files]
@@ -81,7 +81,7 @@ def test_samples_do_not_depend_on_who_shares_the_batch(engine: WhisperEngine) ->
 
 
 def test_the_best_of_several_samples_is_the_likeliest(engine: WhisperEngine) -> None:
-    given = {"temperature": (1.0,), "logprob_threshold": None, "compression_ratio_threshold": None, "language": "en"}
+    given = {"temperature": (1.0,), "logprob_threshold": -100, "compression_ratio_threshold": 100, "language": "en"}
     scores = [
         transcribed(engine, demo(), spoken_at(0, 3, 6), options(best_of=n, **given)).segments[0].avg_logprob
         for n in (1, 8)

@@ -152,8 +152,8 @@ def test_what_was_said_in_heat_is_no_prompt(tokenizer: Tokenizer) -> None:
     assert asked.decode.sot_index == 0
 
 
-def test_thresholds_can_be_off(tokenizer: Tokenizer) -> None:
-    asked = Asked(tokenizer, compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None)
+def test_thresholds_can_be_out_of_reach(tokenizer: Tokenizer) -> None:
+    asked = Asked(tokenizer, compression_ratio_threshold=100, logprob_threshold=-100, no_speech_threshold=1)
     asked.say(0.0, " ha" * 60, 2.0, logprob=-5.0, no_speech=1.0)
     assert asked.decode.start == 3000
     assert len(asked.said) == 1
