@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import shutil
 import struct
 import wave
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from gpu_daemon.settings import Settings
 from tests.running import FAKE_ENGINE, TERMINAL, only_demo
 
 POLL_S = 0.02
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @cache

@@ -24,9 +24,7 @@ from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.events import EventHub
 from gpu_daemon.jobs.state import JobState
 from tests.new_jobs import stored_job
-from tests.serving import ServedDaemon, served_daemon, tone
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.serving import CHROMIUM, ServedDaemon, served_daemon, tone
 
 
 @dataclass(frozen=True, slots=True)
