@@ -1,5 +1,7 @@
 """Windows that are decoded together, a token for each in every step."""
 
+from collections import deque
+
 import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
@@ -186,34 +188,38 @@ class Batch:
 
 
 class _Flags:
-    """Which windows are done, brought to the host without waiting for the device; valid until they change places."""
+    """Which windows are done, on the host; valid until they change places.
+
+    Those of a step are read when the next one is on its way already: the device always has something to do.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._is_cpu = device.type == "cpu"
-        self._done: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._steps: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
     def write(self, done: Tensor) -> None:
         """bool[n_windows]"""
         if self._is_cpu:
-            self._done = done
-        elif self._done is None:
-            self._done = torch.empty(done.shape, dtype=torch.bool, pin_memory=True).copy_(done, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch is half typed
-            self._copied.record()
+            self._steps = deque([(done, None)])
+            return
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch is half typed
+        self._steps.append(
+            (torch.empty_like(done, device="cpu", pin_memory=True).copy_(done, non_blocking=True), copied)
+        )
+        copied.record()
 
     def read(self) -> list[bool]:
-        """[]: not here yet."""
-        if self._done is None or (
-            self._copied is not None and not self._copied.query()  # type: ignore[no-untyped-call]
-        ):
+        """[]: it is too early to ask."""
+        if len(self._steps) < (1 if self._is_cpu else 2):
             return []
-        done: list[bool] = self._done.tolist()
-        self.forget()
+        flags, copied = self._steps.popleft()
+        if copied is not None:
+            copied.synchronize()
+        done: list[bool] = flags.tolist()
         return done
 
     def forget(self) -> None:
-        self._done = self._copied = None
+        self._steps.clear()
 
 
 def _until(tokens: list[int], end: int) -> list[int]:
