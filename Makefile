@@ -6,7 +6,7 @@ RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORC
 PEERS_STAMP := .cache/bench-peers/$(shell cksum <bench/requirements-peers.txt | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check chaos bench bench-queue doctor format venv
+.PHONY: help demo run test check chaos fuzz bench bench-queue doctor format venv
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -38,6 +38,11 @@ KILLS ?= 40
 chaos: $(DEV_STAMP) ## 2,000 jobs through 40 kills of daemon, runner, database, receiver: what was lost? (JOBS, KILLS, SEED)
 	@deploy/system-packages.sh ffmpeg
 	$(PY) -m tests.chaos --jobs $(JOBS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+EXAMPLES ?= 50
+fuzz: $(DEV_STAMP) ## Schemathesis on the OpenAPI document: every route, boundary and link (EXAMPLES)
+	@deploy/system-packages.sh ffmpeg
+	$(PY) -m tests.fuzz --examples $(EXAMPLES)
 
 bench: $(DEV_STAMP) ## latency of /health under load, memory during a large upload
 	@deploy/system-packages.sh ffmpeg espeak-ng

@@ -72,7 +72,7 @@ def create_app(context: Context) -> FastAPI:
     for base_path, routers in ROUTERS.items():
         for router in routers:
             app.include_router(router, prefix=base_path)
-    document = documents.openapi(app)
+    document = documents.openapi(app, ROUTERS)
     pages.install(app, document)
     errors.install(app, document)
     app.add_middleware(Shortcut)

@@ -1,5 +1,6 @@
 """What OpenAPI cannot learn from the code: the bodies of POST /transcribe, which are read as they come; examples."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from gpu_daemon.api.fields import (
     MAX_CALLBACK_URL_CHARACTERS,
     MAX_METADATA_BYTES,
     MAX_PRIORITY,
+    MAX_PROMPT_CHARACTERS,
     MAX_SOURCE_URL_CHARACTERS,
     MAX_TEMPERATURES,
     THRESHOLDS,
@@ -41,6 +43,13 @@ curl -F file=@talk.mp3 -F callback_url=https://example.org/done http://localhost
 Every error is `{"error": {"message", "type", "param", "code"}}` with an `x-request-id` header. Times in a transcript
 are seconds on the timeline of the file you sent.
 """
+
+SERVICES = "/services/"
+KINDS = "audio/wav, audio/mpeg, audio/mp4, audio/ogg, audio/flac, audio/webm, video/mp4, video/webm, video/quicktime"
+"""What a file usually is; what it is said to be does not matter."""
+NO_NUL = r"^[^\x00]*$"
+ONE_TEMPERATURE = r"(0(\.[0-9]+)?|1(\.0+)?)"
+TEXT: dict[str, Any] = {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "pattern": NO_NUL}
 
 FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "file": {"type": "string", "format": "binary", "description": "Any audio or video that ffmpeg can read."},
@@ -77,12 +86,13 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "temperature": {
         "type": "string",
+        "pattern": rf"^{ONE_TEMPERATURE}(,{ONE_TEMPERATURE}){{0,{MAX_TEMPERATURES - 1}}}$",
         "description": f"A number from 0 to 1, or up to {MAX_TEMPERATURES} to fall back on; absent: Whisper's ladder.",
         "examples": ["0", "0,0.2,0.4"],
     },
-    "prompt": {"type": "string", "description": "Text that the speech continues; names and words to expect."},
-    "initial_prompt": {"type": "string", "description": "Another name for `prompt`."},
-    "hotwords": {"type": "string", "description": "Words to expect in every window."},
+    "prompt": TEXT | {"description": "Text that the speech continues; names and words to expect."},
+    "initial_prompt": TEXT | {"description": "Another name for `prompt`."},
+    "hotwords": TEXT | {"description": "Words to expect in every window."},
     "beam_size": {"type": "integer", "minimum": 1, "maximum": MAX_BEAM_SIZE, "description": "Absent: greedy."},
     "best_of": {
         "type": "integer",
@@ -109,6 +119,7 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     },
     "metadata": {
         "type": "string",
+        "contentMediaType": "application/json",
         "description": f"JSON object of up to {MAX_METADATA_BYTES} bytes, echoed in status and callback.",
         "examples": ['{"order": 7}'],
     },
@@ -133,7 +144,12 @@ JSON_PROPERTIES = {name: said for name, said in FORM_PROPERTIES.items() if name 
     "temperature": {
         "anyOf": [
             {"type": "number", "minimum": 0, "maximum": 1},
-            {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "maxItems": MAX_TEMPERATURES},
+            {
+                "type": "array",
+                "items": {"type": "number", "minimum": 0, "maximum": 1},
+                "minItems": 1,
+                "maxItems": MAX_TEMPERATURES,
+            },
         ],
         "description": FORM_PROPERTIES["temperature"]["description"],
         "examples": [0, [0, 0.2, 0.4]],
@@ -152,24 +168,40 @@ PREFER: dict[str, Any] = {
     "description": "`wait=N`: wait N seconds for the result (RFC 7240); submitting is answered 202 if it takes longer.",
 }
 
+ONE_PROMPT = {"not": {"required": ["prompt", "initial_prompt"]}}
+"""They may be given both, if they are the same."""
+
+
+def multipart(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a request body: a form with a file."""
+    return {"multipart/form-data": {"schema": schema, "encoding": {FILE_FIELD: {"contentType": KINDS}}}}
+
+
+def _submission(title: str, properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> dict[str, Any]:
+    return multipart(
+        {
+            "title": title,
+            "type": "object",
+            "required": list(required),
+            "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
+            **ONE_PROMPT,
+            "additionalProperties": False,
+            "properties": properties,
+        }
+    )
+
+
 TRANSCRIBE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "title": "Submission",
-                    "type": "object",
-                    "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
-                    "additionalProperties": False,
-                    "properties": FORM_PROPERTIES,
-                }
-            },
+            **_submission("Submission", FORM_PROPERTIES),
             "application/json": {
                 "schema": {
                     "title": "SubmissionByUrl",
                     "type": "object",
                     "required": ["url"],
+                    **ONE_PROMPT,
                     "additionalProperties": False,
                     "properties": JSON_PROPERTIES,
                 }
@@ -181,7 +213,7 @@ TRANSCRIBE_BODY: dict[str, Any] = {
         {
             "name": "Idempotency-Key",
             "in": "header",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "schema": {"type": "string", "maxLength": 255, "pattern": r"^[!-~]([ -~]*[!-~])?$"},
             "description": (
                 "A value of your own for this request: sent again, it finds the job that it made, while that is kept "
                 "(`Idempotent-Replayed: true`); with another file or other fields it is refused with 409."
@@ -191,20 +223,14 @@ TRANSCRIBE_BODY: dict[str, Any] = {
 }
 
 
-def form(title: str, **own: dict[str, Any]) -> dict[str, Any]:
+def form(title: str, own: Mapping[str, dict[str, Any]], required: Sequence[str] = ()) -> dict[str, Any]:
     """The body of a service's route: its own fields, and those of POST /transcribe."""
-    body = {
-        "title": title,
-        "type": "object",
-        "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
-        "additionalProperties": False,
-        "properties": {FILE_FIELD: FORM_PROPERTIES[FILE_FIELD]} | own | FORM_PROPERTIES,
-    }
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+    properties = {FILE_FIELD: FORM_PROPERTIES[FILE_FIELD]} | dict(own) | FORM_PROPERTIES
+    return {"requestBody": {"required": True, "content": _submission(title, properties, required)}}
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, without the 422 that is never answered."""
+def openapi(app: FastAPI, base_paths: Iterable[str]) -> dict[str, Any]:
+    """FastAPI's document, without the 422 that is never answered, and with links from a new job to its routes."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -218,4 +244,28 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    for base_path in base_paths:
+        _link(document["paths"], base_path)
     return document
+
+
+def _link(paths: dict[str, Any], base_path: str) -> None:
+    """From each answer with a new job's id to the routes of that job below the same base path."""
+    below = {path: operations for path, operations in paths.items() if _base(path) == base_path}
+    links = {
+        operation["operationId"]: {
+            "operationId": operation["operationId"],
+            "parameters": {"job_id": "$response.body#/job_id"},
+        }
+        for path, operations in below.items()
+        if "{job_id}" in path
+        for operation in operations.values()
+    }
+    for operations in below.values():
+        for operation in operations.values():
+            if "requestBody" in operation and "202" in operation["responses"]:
+                operation["responses"]["202"]["links"] = links
+
+
+def _base(path: str) -> str:
+    return "/".join(path.split("/")[:3]) if path.startswith(SERVICES) else ""

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from gpu_daemon.api.documents import FORM_PROPERTIES
+from gpu_daemon.api.documents import FORM_PROPERTIES, multipart
 from gpu_daemon.api.results import CONTENT_TYPES, MOST
 from gpu_daemon.api.schemas import Body
 from gpu_daemon.api.sse import MEDIA_TYPE
@@ -88,16 +88,15 @@ def _operation(title: str, properties: dict[str, Any], *, streams: bool) -> dict
     return {
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "title": title,
-                        "type": "object",
-                        "required": ["file", "model"],
-                        "properties": properties,
-                    }
+            "content": multipart(
+                {
+                    "title": title,
+                    "type": "object",
+                    "required": ["file", "model"],
+                    "properties": properties,
+                    "propertyNames": {"minLength": 1},
                 }
-            },
+            ),
         },
         "responses": {"200": {"description": "the transcript", "content": answers}},
     }

@@ -23,7 +23,7 @@ from gpu_daemon.clock import rfc3339
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.languages import LANGUAGES
 from gpu_daemon.jobs.model import Job
-from gpu_daemon.jobs.state import JobState
+from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.transcript.formats import Format, parse_result, render
 
 FORMATS = {"json": Format.VERBOSE_JSON, "text": Format.TEXT, "srt": Format.SRT, "vtt": Format.VTT}
@@ -129,7 +129,9 @@ shared = APIRouter(tags=["microservice"])
         },
         **documented(400, 401, 408, 409, 413, 415, 429, 500, 503, 507),
     },
-    openapi_extra=form("MicroTranscribe", response_format={"type": "string", "enum": list(FORMATS), "default": "json"}),
+    openapi_extra=form(
+        "MicroTranscribe", {"response_format": {"type": "string", "enum": list(FORMATS), "default": "json"}}
+    ),
 )
 async def transcribe(request: Request, client: Client) -> Response:
     format = Format.VERBOSE_JSON
@@ -155,7 +157,9 @@ async def transcribe(request: Request, client: Client) -> Response:
     summary="Submit a file",
     response_model=MicroAccepted,
     responses=documented(400, 401, 408, 409, 413, 415, 429, 503, 507),
-    openapi_extra=form("MicroTranscribeAsync", response_format={"type": "string", "enum": ["json"], "default": "json"}),
+    openapi_extra=form(
+        "MicroTranscribeAsync", {"response_format": {"type": "string", "enum": ["json"], "default": "json"}}
+    ),
 )
 async def transcribe_async(request: Request, client: Client) -> Response:
     job = (await take(request, client, _async_fields)).job
@@ -331,5 +335,5 @@ def _result(job: Job, stored: str) -> MicroResult:
 
 def _estimated_time_s(context: Context, job: Job) -> int:
     """Until the job has ended. As long as no speed was measured: what the audio itself takes."""
-    estimate_s = context.scheduler.estimated_end_s(job)
+    estimate_s = 0.0 if job.state in TERMINAL else context.scheduler.estimated_end_s(job)
     return math.ceil((job.duration_s or 0.0) if estimate_s is None else estimate_s)

@@ -108,7 +108,9 @@ own = APIRouter(tags=["ROCm service"], route_class=_Route)
     summary="Transcribe, say who speaks, and answer with both",
     response_model=Processed,
     responses=SUBMISSION_ERRORS,
-    openapi_extra=form("Process", **SPEAKERS, skip_diarization={"type": "boolean", "default": False}),
+    openapi_extra=form(
+        "Process", SPEAKERS | {"skip_diarization": {"type": "boolean", "enum": [True]}}, ["skip_diarization"]
+    ),
 )
 async def process(request: Request, client: Client) -> Response:
     """Only with `skip_diarization=true` in this version: it cannot say yet who speaks."""
@@ -125,7 +127,7 @@ async def process(request: Request, client: Client) -> Response:
     response_model=Diarized,
     dependencies=[RequireKey],
     responses=errors(401, 501),
-    openapi_extra=form("Diarize", **SPEAKERS),
+    openapi_extra=form("Diarize", SPEAKERS),
 )
 async def diarize(request: Request) -> Response:
     said = "diarization is not available in this version; POST /process with skip_diarization=true gives the transcript"
@@ -137,7 +139,7 @@ async def diarize(request: Request) -> Response:
     summary="Transcribe, and answer with the transcript",
     response_model=Transcribed,
     responses=SUBMISSION_ERRORS,
-    openapi_extra=form("RocmTranscribe", **SPEAKERS),
+    openapi_extra=form("RocmTranscribe", SPEAKERS),
 )
 async def transcribe(request: Request, client: Client) -> Response:
     async def answer(_: Job, result: str) -> Response:

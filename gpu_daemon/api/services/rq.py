@@ -94,7 +94,7 @@ own = APIRouter(tags=["queue guide"])
     summary="Transcribe, and answer with the transcript",
     response_model=RqResult,
     responses=documented(*SUBMISSION_ERRORS, 500),
-    openapi_extra=form("RqTranscribe"),
+    openapi_extra=form("RqTranscribe", {}),
 )
 async def transcribe(request: Request, client: Client) -> Response:
     async def answer(job: Job, result: str) -> Response:
@@ -109,7 +109,7 @@ async def transcribe(request: Request, client: Client) -> Response:
     summary="Submit a file",
     response_model=RqAccepted,
     responses=documented(*SUBMISSION_ERRORS),
-    openapi_extra=form("RqTranscribeAsync"),
+    openapi_extra=form("RqTranscribeAsync", {}),
 )
 async def transcribe_async(request: Request, client: Client) -> Response:
     job = (await take(request, client)).job
