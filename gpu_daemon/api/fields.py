@@ -13,7 +13,7 @@ import httpx2
 
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.languages import language_code
-from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Task
+from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Mode, Task
 
 MAX_METADATA_BYTES = 4096
 MAX_METADATA_DEPTH = 32
@@ -69,10 +69,9 @@ def parse_fields(
     given = {name: [value for value in values if value != ""] for name, values in fields.items()}
     given = {name: values for name, values in given.items() if values}
     _check_names(given)
-    _only(given, "mode", "accurate")
-    for name in ("diarize", "vad_filter"):
-        if boolean(given, name, False):
-            raise _not_yet(name)
+    if boolean(given, "diarize", False):
+        raise _not_yet("diarize")
+    channel_mode = choice(given, "channel_mode", ChannelMode)
     language = one(given, "language") or default_language
     return Submission(
         options=JobOptions(
@@ -87,7 +86,10 @@ def parse_fields(
             best_of=integer(given, "best_of", 1, MAX_BEAM_SIZE),
             condition_on_previous_text=boolean(given, "condition_on_previous_text", True),
             trim_silence=boolean(given, "trim_silence", True),
-            channel_mode=choice(given, "channel_mode", ChannelMode),
+            mode=choice(given, "mode", Mode),
+            # Who listens is silent for as long as the other speaks: Whisper would place what follows much too early.
+            vad_filter=boolean(given, "vad_filter", channel_mode is ChannelMode.SPLIT),
+            channel_mode=channel_mode,
         ).model_copy(update=_thresholds(given)),
         requested_language=language,
         url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
@@ -132,11 +134,6 @@ def _check_names(given: Given) -> None:
 
 def _not_yet(name: str) -> InvalidRequest:
     return InvalidRequest(f"{name} is not available in this version", code="not_supported", param=name)
-
-
-def _only(given: Given, name: str, value: str) -> None:
-    if one(given, name) not in (None, value):
-        raise _not_yet(name)
 
 
 def one(given: Given, name: str) -> str | None:

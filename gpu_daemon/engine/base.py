@@ -13,7 +13,8 @@ from gpu_daemon.transcript.model import Segment, Transcript
 
 Audio = npt.NDArray[np.float32]
 """float32[n_samples], mono, 16 kHz, -1..1"""
-Samples = Audio | npt.NDArray[np.int16]
+Pcm = npt.NDArray[np.int16]
+Samples = Audio | Pcm
 """The same, or as it was decoded: a file of hours can stay on the disk until a piece of it is heard."""
 
 

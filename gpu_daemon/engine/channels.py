@@ -1,13 +1,11 @@
 """The channels of a recording as its speakers (no torch here)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from gpu_daemon.engine.base import Transcription
+from gpu_daemon.engine.base import Pcm, Transcription
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.transcript.model import Segment, Word
 
@@ -16,8 +14,8 @@ FRAMES_PER_S = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
-    pcm: npt.NDArray[np.int16]
-    """int16[n_samples] of the whole file."""
+    pcm: Pcm
+    """Of the whole file."""
     skip_samples: int
     """Silence before the first word, which the engine was not given; all of it: there is nothing to hear."""
     speaker: str | None
@@ -41,10 +39,11 @@ class Channel:
     def ended(self) -> bool:
         return self.transcription is None or self.transcription.ended
 
-    @property
-    def complete_until_s(self) -> float:
-        """What is heard from now on begins no earlier, as far as that can be said."""
-        return np.inf if self.ended else self.skipped_s + self.fraction * (self.duration_s - self.skipped_s)
+    def complete_until_s(self, heard: Sequence[Segment]) -> float:
+        """What is heard from now on begins no earlier."""
+        if self.ended:
+            return math.inf
+        return self.skipped_s if not heard else self.placed(heard[-1]).start
 
     def placed(self, segment: Segment) -> Segment:
         """On the timeline of the file, and said by its speaker."""
@@ -66,7 +65,9 @@ class Merge:
 
     def take(self, heard: Sequence[Sequence[Segment]]) -> None:
         """`heard`: of each channel all there is so far. Those that others may still come before are left."""
-        until_s = min((channel.complete_until_s for channel in self._channels), default=np.inf)
+        until_s = min(
+            (channel.complete_until_s(heard[number]) for number, channel in enumerate(self._channels)), default=math.inf
+        )
         only = len(self._channels) == 1
         fronts = [self._front(number, heard[number]) for number in range(len(self._channels))]
         while ready := [(front.start, number) for number, front in enumerate(fronts) if front is not None]:

@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from gpu_daemon.engine.base import Audio, Samples
+from gpu_daemon.engine.base import Audio, Pcm, Samples
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 
 FULL_SCALE = 32768.0
@@ -25,11 +24,8 @@ def as_floats(audio: Samples) -> Audio:
     return audio.astype(np.float32, copy=False)
 
 
-def loudest_db(pcm: npt.NDArray[np.int16], start_s: float, end_s: float) -> float:
-    """Of full scale, the loudest tenth of a second between them; -inf: all zeros, or nothing.
-
-    pcm: int16[n_samples]
-    """
+def loudest_db(pcm: Pcm, start_s: float, end_s: float) -> float:
+    """Of full scale, the loudest tenth of a second between them; -inf: all zeros, or nothing."""
     start = round(start_s * SAMPLE_RATE_HZ)
     end = max(round(end_s * SAMPLE_RATE_HZ), start + SHORT_SAMPLES)  # segments may have no length
     samples = pcm[start:end].astype(np.float32)
@@ -39,11 +35,8 @@ def loudest_db(pcm: npt.NDArray[np.int16], start_s: float, end_s: float) -> floa
     return 10 * math.log10(power / FULL_SCALE**2) if power > 0 else -math.inf
 
 
-def quiet_lead(pcm: npt.NDArray[np.int16]) -> int:
-    """The samples before the first sound; all of them when there is none. A minute at a time is looked at.
-
-    pcm: int16[n_samples]
-    """
+def quiet_lead(pcm: Pcm) -> int:
+    """The samples before the first sound; all of them when there is none. A minute at a time is looked at."""
     for start in range(0, len(pcm), MINUTE_SAMPLES):
         samples = pcm[start : start + MINUTE_SAMPLES].astype(np.float32)
         samples.resize(-(-len(samples) // WINDOW_SAMPLES) * WINDOW_SAMPLES, refcheck=False)

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Engine, ModelSpec, Progress
+from gpu_daemon.engine.base import Engine, ModelSpec, Pcm, Progress
 from gpu_daemon.engine.channels import Channel, Merge
 from gpu_daemon.engine.level import loudest_db, quiet_lead
 from gpu_daemon.errors import JobError
@@ -146,7 +145,7 @@ class Hearing:
         return round(sum(dropped_s) / len(dropped_s), 3)
 
 
-def _open(path: Path, channels: int) -> npt.NDArray[np.int16]:
+def _open(path: Path, channels: int) -> Pcm:
     """int16[n_samples, channels], read from the disk as it is used."""
     try:
         n_samples = path.stat().st_size // (2 * channels)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from gpu_daemon.engine import selftest
 from gpu_daemon.engine.base import LoadedModel, ModelSpec, Progress, Samples, Transcription
 from gpu_daemon.engine.cache import MIB, ModelCache
 from gpu_daemon.engine.checkpoint import Checkpoint
@@ -25,9 +26,14 @@ ALIGNING_THREADS = 2
 
 
 def create(device: str, vram_reserve_mb: int) -> "WhisperEngine":
-    """`device`: `cpu`, `cuda` or `rocm`; the mask in the environment leaves one GPU to this process."""
+    """`device`: `cpu`, `cuda` or `rocm`; the mask in the environment leaves one GPU to this process.
+
+    Raises StartupError when the device computes wrongly.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    return WhisperEngine(torch.device("cpu" if device == "cpu" else "cuda:0"), vram_reserve_mb=vram_reserve_mb)
+    engine = WhisperEngine(torch.device("cpu" if device == "cpu" else "cuda:0"), vram_reserve_mb=vram_reserve_mb)
+    selftest.check(engine)
+    return engine
 
 
 class WhisperEngine:
@@ -50,8 +56,6 @@ class WhisperEngine:
         self._detector = VoiceDetector()
         self._turn = 0
         self.device_name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-        if torch.ones(2, device=device).sum().item() != 2:
-            raise RuntimeError(f"{self.device_name} cannot add")
 
     @property
     def encoded_windows(self) -> int:

@@ -80,8 +80,8 @@ class WhisperTranscription:
 
     @property
     def fraction(self) -> float:
-        if self._plan is None:
-            return 0.0
+        if self.ended:
+            return 1.0
         heard = sum(listener.n_heard for listener in self._listeners)
         return min(1.0, heard / max(1, sum(listener.n_to_hear for listener in self._listeners)))
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from gpu_daemon.engine.base import Samples
 from gpu_daemon.engine.clips import Plan, Span, accurate, fast, whole
-from gpu_daemon.engine.level import FULL_SCALE, as_floats
+from gpu_daemon.engine.level import as_floats
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions, Mode
 
 FRAME_SAMPLES = 512
@@ -136,8 +136,6 @@ def _block(audio: Samples, first: int, n_frames: int) -> torch.Tensor:
     samples = as_floats(audio[max(0, start) : (first + n_frames) * FRAME_SAMPLES])
     offset = max(0, -start)
     block[offset : offset + len(samples)] = samples
-    if audio.dtype == np.int16:
-        block /= FULL_SCALE
     return torch.from_numpy(block).unfold(0, CONTEXT_SAMPLES + FRAME_SAMPLES, FRAME_SAMPLES)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import assert_never, cast
 
 from gpu_daemon.engine.base import Engine
+from gpu_daemon.errors import StartupError
 from gpu_daemon.runner.jobs import JobThread
 from gpu_daemon.runner.protocol import (
     HEADER,
@@ -131,6 +132,10 @@ def _create_engine(launch: Launch) -> Engine:
 if __name__ == "__main__":
     try:
         main()
+    except StartupError as error:
+        sys.stderr.write(f"{error.message}\n")
+        sys.stderr.flush()
+        os._exit(1)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

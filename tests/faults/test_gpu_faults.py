@@ -145,3 +145,23 @@ async def test_a_quarantined_device_leaves_its_jobs_to_the_others(
         assert (await daemon.client.post("/workers/0/resume")).status_code == 200
         await daemon.line("runner.ready", worker=0, nth=4)
         assert len(descendants(daemon.pid)) == 2
+
+
+async def test_a_device_that_computes_wrongly_gets_no_job_and_the_others_go_on(
+    tmp_path: Path, database: ConnectionParameters, audio: Path
+) -> None:
+    """Fault 41. It would be told by nothing but the text."""
+    liar = {"GPU_DAEMON_ENGINE": "tests.lying_engine:create", "HONEST": str(tmp_path / "honest"), "DEVICES": "cpu,cpu"}
+    async with running_daemon(tmp_path, database, **liar) as daemon:
+        refused = await daemon.line("runner.start_failed")
+        bad = refused["worker"]
+        assert "CPU computes wrongly and is not used: " in refused["error"]
+        jobs = [await daemon.submit(audio) for _ in range(2)]
+        for submitted in jobs:
+            job = await daemon.finished(submitted["job_id"])
+            assert (job["status"], job["attempt"]) == ("completed", 1)
+        shown = await worker(daemon, bad)
+        assert shown["state"] in ("starting", "restarting")
+        assert shown["error"] == refused["error"]
+        assert (await worker(daemon, 1 - bad))["error"] is None
+        assert (await daemon.client.get("/health/ready")).status_code == 200

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.engine.base import Audio
@@ -11,7 +12,7 @@ from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from tests.media import ffmpeg
 from tests.runners import pcm
 from tests.running import running_daemon
-from tests.speech import Spoken, conversation, word_error_rate
+from tests.speech import Spoken, conversation, word_error_rate, write
 
 OFF_BY_S = 0.5
 
@@ -60,3 +61,45 @@ async def test_each_channel_of_a_call_is_a_speaker(tmp_path: Path, database: Con
         job = await daemon.finished(alone["job_id"])
         assert word_error_rate(caller.text, job["result"]["text"]) == 0
         assert {segment["speaker"] for segment in job["result"]["segments"]} == {"SPEAKER_00"}
+
+
+async def test_pauses_are_dropped_and_the_times_stay_the_file_s(tmp_path: Path, database: ConnectionParameters) -> None:
+    """In both modes. The reference would place what comes after a long pause at the start of its window."""
+    spoken = conversation("en", 620_003, 4, pauses_s=(8.0, 9.0), lead_silence_s=3.0)
+    silence_s = spoken.duration_s - sum(each.end_s - each.start_s for each in spoken.sentences)
+    write(spoken, tmp_path / "talk.flac", "flac")
+    async with running_daemon(tmp_path, database) as daemon:
+        given: list[dict[str, str]] = [{"mode": "fast"}, {"vad_filter": "true"}, {"mode": "fast", "trim_silence": "no"}]
+        jobs = [await daemon.submit(tmp_path / "talk.flac", word_timestamps="true", **fields) for fields in given]
+        for fields, submitted in zip(given, jobs, strict=True):
+            job = await daemon.finished(submitted["job_id"])
+            assert job["status"] == "completed", job
+            result = job["result"]
+            assert result["mode"] == fields.get("mode", "accurate")
+            assert word_error_rate(spoken.text, result["text"]) == 0, result["text"]
+            # Each sentence keeps a margin of 0.4 s on either side, and detection is some tenths off.
+            assert result["quality"]["vad_dropped_s"] == pytest.approx(silence_s - 4 * 0.8, abs=4 * 0.4)
+            assert len(result["segments"]) == len(spoken.sentences)
+            for segment, sentence in zip(result["segments"], spoken.sentences, strict=True):
+                assert word_error_rate(sentence.text, segment["text"]) == 0
+                assert abs(segment["start"] - sentence.start_s) <= OFF_BY_S
+                assert abs(segment["end"] - sentence.end_s) <= OFF_BY_S
+                assert segment["words"][0]["start"] >= segment["start"] - 0.001
+            assert result["quality"] == {
+                "vad_dropped_s": result["quality"]["vad_dropped_s"],
+                "low_confidence_segments": [],
+                "repetition_segments": [],
+                "silence_segments": [],
+            }
+
+
+async def test_where_nothing_is_said_all_is_dropped(tmp_path: Path, database: ConnectionParameters) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, 12 * SAMPLE_RATE_HZ).astype(np.float32)
+    write(Spoken("en", noise, ()), tmp_path / "noise.wav", "wav")
+    async with running_daemon(tmp_path, database) as daemon:
+        for fields in ({"mode": "fast"}, {"vad_filter": "true"}):
+            job = await daemon.finished((await daemon.submit(tmp_path / "noise.wav", **fields))["job_id"])
+            assert job["status"] == "completed", job
+            result = job["result"]
+            assert (result["text"], result["segments"]) == ("", [])
+            assert result["quality"]["vad_dropped_s"] == pytest.approx(12.0, abs=0.1)

@@ -9,7 +9,7 @@ from gpu_daemon.api.documents import FORM_PROPERTIES
 from gpu_daemon.api.fields import KNOWN, NOT_YET, Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.errors import InvalidRequest
-from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Task
+from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Mode, Task
 
 
 def parse(**fields: str | list[str]) -> Submission:
@@ -86,6 +86,20 @@ def test_everything_said() -> None:
     assert (submission.priority, submission.metadata, submission.wait) == (-10, {"order": {"n": 7}}, True)
 
 
+def test_modes() -> None:
+    assert parse(mode="fast").options.mode is Mode.FAST
+    assert parse(mode="fast").options.speech_only
+    assert parse(mode="fast", vad_filter="false").options.speech_only
+    assert parse(vad_filter="true").options.speech_only
+    assert not parse().options.speech_only
+
+
+def test_only_speech_of_a_speaker_is_decoded_unless_all_is_asked_for() -> None:
+    assert parse(channel_mode="split").options.vad_filter
+    assert not parse(channel_mode="split", vad_filter="false").options.vad_filter
+    assert not parse(channel_mode="mix").options.vad_filter
+
+
 def test_empty_fields_count_as_absent() -> None:
     assert parse(model="", language="", temperature="", metadata="", callback_url="", num_speakers="") == parse()
 
@@ -98,8 +112,6 @@ def test_empty_fields_count_as_absent() -> None:
         ("min_speakers", "1"),
         ("max_speakers", "3"),
         ("hf_token", "hf_secretsecretsecret"),
-        ("mode", "fast"),
-        ("vad_filter", "yes"),
     ],
 )
 def test_what_this_version_lacks_is_refused_not_ignored(name: str, value: str) -> None:
@@ -161,6 +173,8 @@ WRONG: list[tuple[str, str | list[str]]] = [
     ("language", "\0"),
     ("task", "summarise"),
     ("channel_mode", "left"),
+    ("mode", "slow"),
+    ("vad_filter", "maybe"),
     ("timestamp_granularity", "letter"),
     ("word_timestamps", "maybe"),
     ("wait", "2"),
