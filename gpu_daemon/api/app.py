@@ -47,7 +47,15 @@ ROUTERS = {
     "/services/rocm": (rocm.shared, rocm.own),
     "/services/micro": (micro.shared, health.router),
     "/services/rq": (rq.shared, rq.own, health.router),
-    "/services/scale": (submit.router, jobs.router, results.router, scale.shared, health.router, metrics.router),
+    "/services/scale": (
+        submit.router,
+        jobs.router,
+        results.router,
+        events.router,
+        scale.shared,
+        health.router,
+        metrics.router,
+    ),
 }
 """By base path. A service has one of its own: there it may call things by names that mean others at the root."""
 

@@ -43,9 +43,14 @@ class Envelope:
         request_id = said if REQUEST_ID.fullmatch(said) else f"req_{uuid.uuid4().hex}"
         body = _Body(scope, receive)
         begun = False
+        heads_only = scope["method"] == "HEAD"
+        if heads_only:  # every GET has its HEAD
+            scope = {**scope, "method": "GET"}
 
         async def send_more(message: Message) -> None:
             nonlocal begun
+            if heads_only and begun:
+                return
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
@@ -59,6 +64,8 @@ class Envelope:
                 await body.linger()
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
+            if heads_only:
+                await send({"type": "http.response.body", "body": b""})
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:

@@ -1,6 +1,7 @@
 """API keys: who comes in, and whose jobs they see."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from gpu_daemon.database.pool import ConnectionParameters
 from tests.serving import served_daemon, tone
 
 OPEN = ("/health", "/health/live", "/health/ready", "/health/async")
+IN_PATHS = {"job_id": "7f9c24e8-3b1a-4f6d-9d3e-0123456789ab", "name": "demo", "model": "demo", "index": "0"}
 ANNA, BORIS = "key-of-anna-0123456789", "ключ-бориса-0123456789"
 
 
@@ -33,7 +35,7 @@ async def test_with_keys_each_client_sees_its_own(
             {b"X-API-Key": ANNA[:-1].encode()},
         ]
         routes = [
-            (method, base_path + route.path.format(job_id="7f9c24e8-3b1a-4f6d-9d3e-0123456789ab", name="demo", index=0))
+            (method, base_path + re.sub(r"{(\w+)(:path)?}", lambda name: IN_PATHS[name[1]], route.path))
             for base_path, routers in ROUTERS.items()
             for router in routers
             for route in router.routes
@@ -70,6 +72,13 @@ async def test_with_keys_each_client_sees_its_own(
             for method, path in (
                 ("GET", f"/jobs/{job_id}"),
                 ("GET", f"/jobs/{job_id}/result"),
+                ("GET", f"/api/v1/status/{job_id}"),
+                ("POST", f"/api/v1/jobs/{job_id}/cancel"),
+                ("DELETE", f"/api/v1/jobs/{job_id}"),
+                ("GET", f"/transcribe/status/{job_id}"),
+                ("GET", f"/status/{job_id}"),
+                ("GET", f"/result/{job_id}"),
+                ("DELETE", f"/job/{job_id}"),
                 ("GET", f"/status?job_id={job_id}"),
                 ("GET", f"/jobs/{job_id}/callbacks"),
                 ("POST", f"/jobs/{job_id}/callbacks/redeliver"),
@@ -83,6 +92,9 @@ async def test_with_keys_each_client_sees_its_own(
         for name, key in (("anna", ANNA), ("boris", BORIS)):
             headers = bearer(key)
             listed = [job["job_id"] for job in (await client.get("/jobs", headers=headers)).json()["jobs"]]
+            of_micro = (await client.get("/api/v1/jobs", headers=headers)).json()
+            assert ([job["job_id"] for job in of_micro["jobs"]], of_micro["total"]) == (listed, len(listed))
+            of_rocm = (await client.get("/services/rocm/status", headers=headers)).json()
             queue = (await client.get("/queue", headers=headers)).json()
             state = (await client.get("/dashboard/state", headers=headers)).json()
             worker = (await client.get("/workers", headers=headers)).json()["workers"][0]
@@ -94,6 +106,7 @@ async def test_with_keys_each_client_sees_its_own(
                 worker["job_id"],
                 status["job_id"],
             )
+            assert of_rocm["job_id"] == status["job_id"]
             assert (worker["state"], status["busy"], state["queue"]["queued"]) == ("busy", True, 1)
         assert seen["anna"] == (sorted(ids), sorted(ids), sorted(ids), ids[0], ids[0])
         assert seen["boris"] == ([], [], [], None, None)

@@ -149,6 +149,18 @@ async def test_405_names_every_method_of_the_address(served: ServedDaemon) -> No
     assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET")
 
 
+async def test_every_get_has_its_head(served: ServedDaemon) -> None:
+    job_id = await served.submit(prompt=HOLD)
+    paths = ("/health", "/health/ready", "/jobs", f"/jobs/{job_id}", f"/jobs/{job_id}/result", "/metrics", "/", "/docs")
+    for path in (*paths, "/openapi.json", "/services/rocm/health", "/nothing", "/static/page.js"):
+        whole, head = await served.client.get(path), await served.client.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b""), path
+        assert head.headers["content-type"] == whole.headers["content-type"], path
+        assert head.headers["x-request-id"]
+    events = await served.client.head(f"/jobs/{job_id}/events")
+    assert (events.status_code, events.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
 async def test_a_strange_request_id_is_replaced(served: ServedDaemon) -> None:
     for said in ("", "a b", "x" * 200, "<script>"):
         response = await served.client.get("/health", headers={"x-request-id": said})

@@ -551,6 +551,34 @@ SCALE_SUBMIT = """curl -X POST "http://localhost/transcribe" \\
   -F "file=@audio.mp3" -F "language=en" """
 
 
+SCALE_SNIPPET = """
+from example_client import WhisperClient
+
+client = WhisperClient("http://localhost")
+
+result = client.transcribe_file(
+    "audio.mp3",
+    language="en"
+)
+
+print(f"Text: {result['text']}")
+print(f"Language: {result['language']}")
+print(f"Duration: {result['duration']}s")
+"""
+
+
+@pytest.mark.parametrize("base_path", ["", SCALE])
+async def test_the_production_scale_services_snippet(replayed: Replayed, base_path: str) -> None:
+    """Its `example_client` is that service's own file; ours takes its place."""
+    (replayed.directory / "example_client.py").write_text(
+        "from gpu_daemon.client import WhisperClient as WhisperClient\n"
+    )
+    text, language, duration = (await replayed.python(SCALE_SNIPPET, base_path)).splitlines()
+    assert heard(SPOKEN, text.removeprefix("Text: "))
+    assert language == "Language: en"
+    assert abs(float(duration.removeprefix("Duration: ").removesuffix("s")) - SPOKEN.duration_s) < 0.1
+
+
 @pytest.mark.parametrize("base_path", ["", SCALE])
 async def test_the_production_scale_services_jobs(replayed: Replayed, base_path: str) -> None:
     async with replayed.running() as running_id:
