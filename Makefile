@@ -6,10 +6,10 @@ RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORC
 PEERS_STAMP := .cache/bench-peers/$(shell cksum <bench/requirements-peers.txt | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check chaos fuzz bench bench-queue doctor format venv
+.PHONY: help demo run test check chaos fuzz bench bench-memory bench-queue doctor format venv
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  TORCH=rocm takes the packages for AMD GPUs; PYTHON=… names the interpreter."
 
@@ -48,6 +48,10 @@ bench: $(DEV_STAMP) ## latency of /health under load, memory during a large uplo
 	@deploy/system-packages.sh ffmpeg espeak-ng
 	$(PY) -m bench.health_latency
 	$(PY) -m bench.upload_memory
+
+bench-memory: $(DEV_STAMP) ## memory of a runner over 500 jobs: about four minutes on two cores
+	@deploy/system-packages.sh espeak-ng
+	$(PY) -m bench.runner_memory
 
 bench-queue: $(DEV_STAMP) $(PEERS_STAMP) ## jobs that take no time, beside Celery and RQ on Redis
 	@deploy/system-packages.sh redis-server

@@ -3,6 +3,7 @@
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 15000;
+const JOBS_SHOWN = 8;
 const UNKNOWN = "–";
 const TONES = {
   ready: "good", idle: "good", busy: "good",
@@ -57,19 +58,25 @@ function fillWorker(_, part, worker) {
   part(".name").textContent = `${device} · ${worker.device.name}`;
   chip(part(".state"), worker.state);
   const doing = [];
-  const works = worker.stage !== null;
-  if (works) {
-    if (worker.job_id) doing.push(`job ${short(worker.job_id)}`);
-    if (worker.model) doing.push(worker.model);
-    if (worker.stage) doing.push(worker.stage);
-    if (worker.progress !== null) doing.push(`${worker.progress.toFixed(0)} %`);
+  const works = worker.jobs.length > 0;
+  const progress = worker.jobs.reduce((sum, job) => sum + job.progress, 0) / worker.jobs.length;
+  if (worker.jobs.length === 1) {
+    const [job] = worker.jobs;
+    if (job.id) doing.push(`job ${short(job.id)}`);
+    doing.push(job.model, job.stage, `${progress.toFixed(0)} %`);
+  } else if (works) {
+    doing.push(`${worker.jobs.length} jobs`);
+    for (const job of worker.jobs.slice(0, JOBS_SHOWN)) {
+      doing.push(`${job.id ? short(job.id) : "job"} ${job.model} ${job.stage} ${job.progress.toFixed(0)} %`);
+    }
+    if (worker.jobs.length > JOBS_SHOWN) doing.push(`${worker.jobs.length - JOBS_SHOWN} more`);
   } else {
     const loaded = Object.entries(worker.loaded).map(([name, megabytes]) => `${name} (${megabytes.toFixed(0)} MB)`);
     doing.push(loaded.length ? `in memory: ${loaded.join(", ")}` : "no model in memory");
   }
   if (worker.restarts) doing.push(`restarted ${worker.restarts}×`);
   part(".doing").textContent = doing.join(" · ");
-  bar(part("progress"), works ? worker.progress : null, 100);
+  bar(part("progress"), works ? progress : null, 100);
   show(part(".error"), worker.error ?? "");
 }
 

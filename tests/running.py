@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from gpu_daemon.faultpoints import VARIABLE
 
 ROOT = Path(__file__).parent.parent
 FAKE_ENGINE = {"GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
+ONE_AT_A_TIME = {"JOBS_PER_GPU": "1"}
+"""For tests of what waits, and in which order."""
+CANCELLED_WITHIN_S = 5.0 + 5.0
+"""What is promised, and as much again for whatever else the machine does: a cancel that is lost takes far longer."""
 TERMINAL = {"completed", "failed", "cancelled"}
 
 
@@ -127,6 +132,12 @@ class RunningDaemon:
         if len(found()) < nth:
             raise AssertionError(f"the daemon ended without log line {event} {fields}:\n" + self.tail())
         return found()[nth - 1]
+
+    async def cancel_took_s(self, job_id: str) -> float:
+        """Of a job that ran: from the request to its end, on the daemon's own clock."""
+        lines = [await self.line(event, job_id=job_id) for event in ("job.cancelling", "job.ended")]
+        asked, ended = (datetime.fromisoformat(line["timestamp"]) for line in lines)
+        return (ended - asked).total_seconds()
 
     def tail(self) -> str:
         return "\n".join(self.raw[-40:])

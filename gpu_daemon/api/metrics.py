@@ -31,7 +31,12 @@ async def metrics(request: Request) -> Response:
         *_gauge(
             "worker_busy",
             "1 while the worker runs a job.",
-            [({"worker": str(worker.index)}, worker.job_id is not None) for worker in workers],
+            [({"worker": str(worker.index)}, bool(worker.jobs)) for worker in workers],
+        ),
+        *_gauge(
+            "worker_jobs",
+            "Jobs that the worker runs at once.",
+            [({"worker": str(worker.index)}, len(worker.jobs)) for worker in workers],
         ),
         *_gauge(
             "worker_runner_restarts",

@@ -232,16 +232,20 @@ class DeviceView(Body):
     name: str
 
 
+class WorkerJobView(Body):
+    id: str | None = Field(description="null for a job of another client")
+    model: str
+    stage: str
+    progress: float
+
+
 class WorkerView(Body):
     index: int
     device: DeviceView
     state: str = Field(
-        description="starting, idle, busy, restarting, draining (its last job runs), drained, quarantined or stopped"
+        description="starting, idle, busy, restarting, draining (its last jobs run), drained, quarantined or stopped"
     )
-    job_id: str | None
-    model: str | None
-    stage: str | None
-    progress: float | None
+    jobs: list[WorkerJobView] = Field(description="that run, in the order in which they were taken")
     loaded: dict[str, float] = Field(description="MB by model")
     pid: int | None
     answered_s_ago: float | None

@@ -1,5 +1,7 @@
 """The daemon's state as data: what the page, the operators' routes and the old services' routes show."""
 
+from collections.abc import Set
+
 from gpu_daemon import __version__, clock
 from gpu_daemon.api.access import own_ids
 from gpu_daemon.api.context import Context
@@ -10,10 +12,12 @@ from gpu_daemon.api.schemas import (
     ModelView,
     QueueCounts,
     RunningJob,
+    WorkerJobView,
     WorkerView,
 )
 from gpu_daemon.catalogue.catalogue import ModelStatus
 from gpu_daemon.errors import Unavailable
+from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.status import WorkerStatus
 
@@ -69,19 +73,21 @@ async def dashboard_state(context: Context, client: str | None) -> DashboardStat
 def worker_views(context: Context, client: str | None) -> list[WorkerView]:
     """By their index."""
     own = set(own_ids(context, client, context.scheduler.running_ids()))
-    return [_worker_view(worker, shows_job=worker.job_id in own) for worker in context.scheduler.workers()]
+    return [_worker_view(worker, own) for worker in context.scheduler.workers()]
 
 
-def _worker_view(worker: WorkerStatus, *, shows_job: bool) -> WorkerView:
+def _worker_view(worker: WorkerStatus, own: Set[JobId]) -> WorkerView:
     device = worker.device
     return WorkerView(
         index=worker.index,
         device=DeviceView(kind=device.kind, index=device.index, name=device.name),
         state=worker.state.value,
-        job_id=worker.job_id if shows_job else None,
-        model=worker.model,
-        stage=None if worker.stage is None else worker.stage.value,
-        progress=worker.progress,
+        jobs=[
+            WorkerJobView(
+                id=job.id if job.id in own else None, model=job.model, stage=job.stage.value, progress=job.progress
+            )
+            for job in worker.jobs
+        ],
         loaded={name: round(size_bytes / MB, 1) for name, size_bytes in worker.loaded.items()},
         pid=worker.pid,
         answered_s_ago=None if worker.answered_s_ago is None else round(worker.answered_s_ago, 1),

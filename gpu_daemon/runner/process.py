@@ -73,6 +73,7 @@ class Runner:
         self._vram_reserve_mb = vram_reserve_mb
         self._link: Link | None = None
         self._running: dict[JobId, _Running] = {}
+        self._moved_at_s = 0.0
         self._unloading: list[tuple[str | None, asyncio.Event]] = []
         self.loaded: dict[str, int] = {}
         """Bytes by model name."""
@@ -104,6 +105,10 @@ class Runner:
         if self._link is None or not self.alive or self._link.answered_at_s is None:
             return None
         return clock.monotonic() - self._link.answered_at_s
+
+    def is_still(self, seconds: float) -> bool:
+        """It has jobs and said nothing of any for so long."""
+        return bool(self._running) and clock.monotonic() >= self._moved_at_s + seconds
 
     async def start(self) -> None:
         """Spawned when this returns, not ready; nothing if it is alive.
@@ -137,6 +142,8 @@ class Runner:
         """Raises JobError, JobCancelled, RunnerCrashed."""
         if self._link is None or not self.ready:
             raise RunnerCrashed("the runner is not running")
+        if not self._running:
+            self._moved_at_s = clock.monotonic()
         running = _Running(asyncio.get_running_loop().create_future(), on_progress, on_segments)
         self._running[request.job_id] = running
         self._link.send(request)
@@ -150,17 +157,26 @@ class Runner:
             del self._running[request.job_id]
 
     async def cancel(self, job_id: JobId, *, grace_s: float = 2.0) -> None:
-        """Ask the job to stop; when it does not, end the child with all it does. Returns when `run` has ended."""
+        """Ask the child to drop the job; `run` has ended when this returns.
+
+        A child that does not obey within `grace_s` is ended with all it does, unless it has other jobs that are wanted:
+        those must not pay for a slow step. Then the job is left to it, to be dropped when it can, and what it may still
+        say of the job is not heard. If it hangs, so do the others, and whoever watches them ends it.
+        """
         running, link = self._running.get(job_id), self._link
         if running is None or link is None:
             return
         running.cancelled = True
         link.send(Cancel(job_id=job_id))
         await asyncio.wait({running.ended}, timeout=grace_s)
-        if not running.ended.done():
-            log.warning("runner.ignores_cancel", pid=link.pid, job_id=job_id)
-            if not await link.ends_within(TERMINATE_GRACE_S, signal.SIGTERM):
-                await self.kill()
+        if running.ended.done():
+            return
+        others = sum(not other.cancelled for other in self._running.values())
+        log.warning("runner.ignores_cancel", pid=link.pid, job_id=job_id, others=others)
+        if others:
+            running.ended.set_exception(JobCancelled("the job was cancelled"))
+        elif not await link.ends_within(TERMINATE_GRACE_S, signal.SIGTERM):
+            await self.kill()
 
     async def unload(self, model: str | None = None) -> None:
         """Returns when it is out of memory, or the child has ended. None: every model. Behind a job that runs."""
@@ -210,6 +226,8 @@ class Runner:
         return {**defaults, **os.environ, **self._device.environment(), "PYTHONPATH": path}
 
     def _receive(self, message: FromRunner, body: bytes) -> None:
+        if not isinstance(message, Models):
+            self._moved_at_s = clock.monotonic()
         match message:
             case JobProgress():
                 if (running := self._running.get(message.job_id)) is not None:

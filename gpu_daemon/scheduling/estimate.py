@@ -1,7 +1,7 @@
 """How long until a job starts, from how fast jobs like it were. Pure: no clock, no await."""
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpu_daemon.scheduling.queue import Waiting
@@ -15,7 +15,7 @@ REFRESH_S_PER_JOB = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Running means over attempts that succeeded, decoding and loading included."""
+    """Running means over attempts that succeeded, decoding and loading included: seconds of the device's time."""
 
     s_per_audio_s: float
     s_per_job: float
@@ -55,12 +55,32 @@ class Paces:
         return next((self._paces[key] for key in keys if key in self._paces), None)
 
 
-def starts_s(paces: Paces, free_s: Mapping[int, float | None], queue: Iterable[Waiting]) -> Iterator[float | None]:
+class DeviceTime:
+    """A clock that goes at an nth of the speed while n jobs share the device: on it, a job takes its share only."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._since_s = 0.0
+
+    def at(self, now_s: float, *, load: int) -> float:
+        """`load`: the jobs there were since it was last asked."""
+        if load:
+            self._at += (now_s - self._since_s) / load
+        self._since_s = now_s
+        return self._at
+
+
+FreeS = Mapping[int, Sequence[float | None]]
+"""By worker: when each of its places is free. 0: now; None: not known."""
+
+
+def starts_s(paces: Paces, free_s: FreeS, queue: Iterable[Waiting]) -> Iterator[float | None]:
     """In how many seconds each job of the queue starts, and at last one that would come behind them all.
 
-    `free_s`: when each worker that takes jobs is free (0: now; None: not known). None: not known, or nobody takes jobs.
+    A job that has waited shares its device with as many as there are places. None: not known, or nobody takes jobs.
     """
-    free = [(UNKNOWN if at_s is None else at_s, worker) for worker, at_s in free_s.items()] or [(UNKNOWN, 0)]
+    free = [(UNKNOWN if at_s is None else at_s, worker) for worker, places in free_s.items() for at_s in places]
+    free = free or [(UNKNOWN, 0)]
     heapq.heapify(free)
     known: dict[tuple[int, str], Pace | None] = {}  # `of` is asked once for each pair: queues are long
     for job in queue:
@@ -74,7 +94,8 @@ def starts_s(paces: Paces, free_s: Mapping[int, float | None], queue: Iterable[W
             pace = known[pair]
         except KeyError:
             pace = known[pair] = paces.of(*pair)
-        heapq.heapreplace(free, (UNKNOWN if pace is None else at_s + pace.expected_s(job.duration_s), worker))
+        took_s = UNKNOWN if pace is None else pace.expected_s(job.duration_s) * len(free_s[worker])
+        heapq.heapreplace(free, (at_s + took_s, worker))
     yield None if free[0][0] == UNKNOWN else free[0][0]
 
 
@@ -90,7 +111,7 @@ class Waits:
         self,
         position: int,
         queue: Iterable[Waiting],
-        free_s: Callable[[], Mapping[int, float | None]],
+        free_s: Callable[[], FreeS],
         *,
         now_s: float,
     ) -> float | None:

@@ -97,6 +97,11 @@ class Preparer:
         begun = self._begun.get(job.id)
         return job.source_url is None or (begun is not None and begun.has_file)
 
+    def has_failed(self, job_id: JobId) -> bool:
+        """What is known already: the job will never see a runner."""
+        begun = self._begun.get(job_id)
+        return begun is not None and begun.task.done() and isinstance(begun.task.result(), GpuDaemonError)
+
     def is_fetching(self, job_id: JobId) -> bool:
         begun = self._begun.get(job_id)
         return begun is not None and not begun.has_file

@@ -24,7 +24,8 @@ from gpu_daemon.logs import log
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
-from gpu_daemon.scheduling.estimate import Paces, Waits
+from gpu_daemon.scheduling.dispatch import Dispatch
+from gpu_daemon.scheduling.estimate import FreeS, Paces, Waits
 from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
@@ -33,7 +34,7 @@ from gpu_daemon.scheduling.recovery import recover, remove, remove_files
 from gpu_daemon.scheduling.retention import Retention
 from gpu_daemon.scheduling.reuse import reused_result
 from gpu_daemon.scheduling.status import Live, WorkerStatus
-from gpu_daemon.scheduling.worker import Worker
+from gpu_daemon.scheduling.worker import LOOK_AGAIN_S, Worker, runs_alone
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import Inserted, JobStore
 
@@ -89,7 +90,7 @@ class Scheduler:
             )
             for index, device in enumerate(devices)
         ]
-        self._asking: set[int] = set()  # workers that would take a job now
+        self._dispatch = Dispatch(self._queue)
         self._cancelling: Counter[JobId] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
@@ -292,24 +293,24 @@ class Scheduler:
         return self._preparer.is_fetching(job_id)
 
     def live(self, job_id: JobId) -> Live | None:
-        return next((worker.live for worker in self._workers if worker.job_id == job_id), None)
+        return next((live for worker in self._workers if (live := worker.live(job_id)) is not None), None)
 
     def running_job(self, job_id: JobId) -> Job | None:
         """As it was claimed; None: it does not run."""
-        return next((worker.job for worker in self._workers if worker.job_id == job_id), None)
+        return next((job for worker in self._workers if (job := worker.job(job_id)) is not None), None)
 
     def queued_ids(self) -> list[JobId]:
         return [job.id for job in self._queue]
 
     def running_ids(self) -> list[JobId]:
-        return [worker.job_id for worker in self._workers if worker.job_id is not None]
+        return [job_id for worker in self._workers for job_id in worker.job_ids]
 
     def client_of(self, job_id: JobId) -> str | None:
         """Of a job that waits or runs."""
         waiting = self._queue.get(job_id)
         if waiting is not None:
             return waiting.client
-        return next((worker.client for worker in self._workers if worker.job_id == job_id), None)
+        return next((worker.client(job_id) for worker in self._workers if job_id in worker.job_ids), None)
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self._workers)
@@ -323,19 +324,20 @@ class Scheduler:
 
     # What the workers ask for.
 
-    async def next_job(self, worker_index: int) -> Waiting:
-        self._asking.add(worker_index)
-        try:
-            while True:
-                job = None if self._stopping else self._take_for(worker_index)
-                if job is not None:
-                    self._look_ahead()
-                    return job
-                self._changed.clear()
-                await self._changed.wait()
-        finally:
-            self._asking.discard(worker_index)
-            self._changed.set()  # what was left to this worker may now be another's
+    async def next_job(self, worker_index: int) -> Waiting | None:
+        while self._workers[worker_index].has_room:
+            job = None if self._stopping else self._take_for(worker_index)
+            if job is not None:
+                self._look_ahead()
+                return job
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_S):  # whether another worker's runner answers gives no signal
+                    await self._changed.wait()
+        return None
+
+    def look_again(self) -> None:
+        self._changed.set()
 
     def give_back(self, job: Waiting) -> None:
         self._queue.push_back(job)
@@ -383,17 +385,21 @@ class Scheduler:
         return f"waiting: {queued}, running: {running}" if queued or running else "nothing waits or runs any more"
 
     def _take_for(self, worker_index: int) -> Waiting | None:
-        """Jobs of a model that another idle worker holds are left to it; those without their file wait for it."""
-        loaded = self._workers[worker_index].loaded
-        others = {name for index in self._asking - {worker_index} for name in self._workers[index].loaded} - loaded
+        """Jobs without their file wait for it, and those without their model."""
         usable: dict[str, bool] = {}  # by model: queues are long
 
         def can_run(job: Waiting) -> bool:
             if job.model not in usable:
-                usable[job.model] = job.model not in others and self._catalogue.spec(job.model) is not None
+                usable[job.model] = self._catalogue.spec(job.model) is not None
             return usable[job.model] and self._preparer.has_file(job)
 
-        return self._queue.take(can_run, loaded=loaded, now_s=clock.monotonic())
+        return self._dispatch.take(
+            self._workers[worker_index],
+            (worker for worker in self._workers if worker.index != worker_index),
+            can_run=can_run,
+            alone=lambda job: runs_alone(job, self._preparer),
+            now_s=clock.monotonic(),
+        )
 
     async def _reused(self, job: Job, earlier_result: str, model_sha256: str) -> Job | None:
         """The job, completed with the result of an earlier one; None: it must run."""
@@ -497,9 +503,8 @@ class Scheduler:
         """Seconds until a job behind `position` others starts, as far as is known."""
         return self._waits.behind(position, self._queue, self._free_s, now_s=clock.monotonic())
 
-    def _free_s(self) -> dict[int, float | None]:
-        """When each worker that takes jobs is free."""
-        return {worker.index: worker.free_in_s(self._paces) for worker in self._workers if worker.on_duty}
+    def _free_s(self) -> FreeS:
+        return {worker.index: worker.free_s(self._paces) for worker in self._workers}
 
 
 async def _keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -1,10 +1,11 @@
-"""What is said of a worker and of the job it runs."""
+"""What is said of a worker and of the jobs it runs."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from gpu_daemon.gpu.detect import Device
-from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import Stage
 from gpu_daemon.transcript.model import Segment
 
@@ -15,7 +16,7 @@ class WorkerState(StrEnum):
     BUSY = "busy"
     RESTARTING = "restarting"
     DRAINING = "draining"
-    """Its last job is under way; drained when that has ended."""
+    """Its last jobs are under way; drained when they have ended."""
     DRAINED = "drained"
     """Takes no jobs until somebody resumes it."""
     QUARANTINED = "quarantined"
@@ -38,14 +39,24 @@ class Live:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerJob:
+    id: JobId
+    model: str
+    stage: Stage
+    progress: float
+
+    @classmethod
+    def of(cls, job: Job, live: Live) -> Self:
+        return cls(id=job.id, model=job.options.model, stage=live.stage, progress=live.progress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerStatus:
     index: int
     device: Device
     state: WorkerState
-    job_id: JobId | None
-    model: str | None
-    stage: Stage | None
-    progress: float | None
+    jobs: tuple[WorkerJob, ...]
+    """In the order in which it took them."""
     loaded: dict[str, int]
     """Bytes by model name."""
     pid: int | None

@@ -36,7 +36,7 @@ class Supervisor:
         self._was_ready = False  # any runner of it, ever
         self._unjudged = False  # whether the device is to blame for the end of the last one is still open
         self._excused = False
-        self._killer: JobId | None = None
+        self._suspects: set[JobId] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
         self.error: str | None = None
         """Why the runner last died or did not start, or why the device is quarantined."""
@@ -76,13 +76,16 @@ class Supervisor:
                     async with asyncio.timeout(delay_s):
                         await self._duty.ends()
 
-    def died_idle(self) -> None:
-        self.error = "the runner died while it was idle"
-        log.error("runner.died", worker=self._index)
+    def gone(self) -> None:
+        """All that is known of its end has been said: was it anybody's doing?"""
+        if not self._suspects and not self._excused:
+            self.error = "the runner died while it was idle"
+            log.error("runner.died", worker=self._index)
 
     def died_of(self, job_id: JobId, message: str) -> None:
-        """Judged when the next one is to be started."""
-        self.error, self._killer = message, job_id
+        """This job was in it. Judged when the next one is to be started."""
+        self.error = message
+        self._suspects.add(job_id)
 
     def excuse(self) -> None:
         """The runner was killed for what is no fault of the device: the job would not stop, or took too long."""
@@ -106,12 +109,12 @@ class Supervisor:
 
     def _is_bad(self) -> bool:
         """The last runner is gone, or cannot be killed: is it the device's fault, which is quarantined then?"""
-        killer, excused, unjudged = self._killer, self._excused, self._unjudged
-        self._killer, self._excused, self._unjudged = None, False, False
+        suspects, excused, unjudged = frozenset(self._suspects), self._excused, self._unjudged
+        self._suspects, self._excused, self._unjudged = set(), False, False
         if self._runner.abandoned:
             self._quarantine("a runner was killed and does not end: the driver of its device hangs")
             return True
-        if unjudged and not excused and self._deaths.died(clock.monotonic(), killer):
+        if unjudged and not excused and self._deaths.died(clock.monotonic(), suspects):
             self._quarantine(
                 f"{MOST_DEATHS} runners died within {WINDOW_S / 60:.0f} minutes and no job was completed in between; "
                 f"the last one: {self.error}"

@@ -227,19 +227,21 @@ class JobStore:
     async def claim(self, job_id: JobId, worker_index: int) -> tuple[Claim, Job] | None:
         """queued → processing; the attempt is counted here. None: somebody else has moved the job."""
         check_move(JobState.QUEUED, JobState.PROCESSING)
+        tried = job_id in self._leases
         key, lease_token = uuid.UUID(job_id), self._leases.setdefault(job_id, uuid.uuid4())
         move = (key, JobState.PROCESSING, lease_token)
         reach(FaultPoint.CLAIMING)
         with self._doubts.about(move):
             row = await self._claims.write(key, lease_token, worker_index)
-            if row is None and move in self._doubts:
+            if row is None and tried:
                 async with connection(self._pool) as db:
                     row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE {MADE}", *move)
-        self._leases.pop(job_id, None)
         if row is None:
+            self._leases.pop(job_id, None)
             return None
         reach(FaultPoint.CLAIMED)
         job = job_of(row)
+        self._leases.pop(job_id, None)  # a claim that broke before this is found by its lease when it is tried again
         return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
 
     async def fetched(self, job_id: JobId, file: SourceFile) -> bool:

@@ -17,24 +17,28 @@ def disarmed() -> Iterator[None]:
     arm(None)
 
 
+@pytest.mark.parametrize("point", [FaultPoint.CLAIMING, FaultPoint.CLAIMED])
 async def test_a_claim_that_breaks_loses_no_job(
-    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch, point: FaultPoint
 ) -> None:
+    """Before its commit, and after."""
     async with served_daemon(tmp_path, database, monkeypatch) as served:
         with capture_logs() as logs:
-            arm(f"{FaultPoint.CLAIMING}:raise")
+            arm(f"{point}:raise")
             job = await served.finished(await served.submit())
         assert (job["status"], job["attempt"]) == ("completed", 1)
-        assert [line["loop"] for line in logs if line["event"] == "scheduler.loop_broke"] == ["worker 0"]
+        broke = [line["job_id"] for line in logs if line["event"] == "job.broke_the_worker"]
+        assert broke == [job["job_id"]]
 
 
-@pytest.mark.parametrize("point", [FaultPoint.CLAIMED, FaultPoint.RESULT_RECEIVED, FaultPoint.ENDING])
+@pytest.mark.parametrize("point", [FaultPoint.RESULT_RECEIVED, FaultPoint.ENDING])
 async def test_a_worker_that_breaks_goes_on(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch, point: FaultPoint
 ) -> None:
     async with served_daemon(tmp_path, database, monkeypatch) as served:
         arm(f"{point}:raise")
-        await served.submit()
+        job = await served.finished(await served.submit())
+        assert (job["status"], job["attempt"]) == ("failed", 1)
         job = await served.finished(await served.submit())
         assert (job["status"], job["attempt"]) == ("completed", 1)
 
@@ -42,7 +46,7 @@ async def test_a_worker_that_breaks_goes_on(
 async def test_a_job_without_a_model_is_ended_at_the_second_try(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served_daemon(tmp_path, database, monkeypatch) as served:
+    async with served_daemon(tmp_path, database, monkeypatch, jobs_per_gpu=1) as served:
         running = await served.submit(initial_prompt="fake:sleep=30")
         await served.until(running, lambda job: job["status"] == "processing")
         waiting = await served.submit()

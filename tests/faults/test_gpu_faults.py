@@ -11,7 +11,7 @@ import pytest
 from gpu_daemon.database.pool import ConnectionParameters, Pool
 from tests.faults.test_cancel import FREE_WITHIN_S
 from tests.receiver import Receiver
-from tests.running import FAKE_ENGINE, RunningDaemon, descendants, running_daemon
+from tests.running import CANCELLED_WITHIN_S, FAKE_ENGINE, RunningDaemon, descendants, running_daemon
 from tests.speech import conversation, write
 
 
@@ -84,6 +84,7 @@ async def test_a_hung_runner_that_ignores_sigterm_is_killed(
         async with asyncio.timeout(FREE_WITHIN_S):
             response = await daemon.client.post(f"/jobs/{deaf['job_id']}/cancel")
         assert response.json()["status"] == "cancelled"
+        assert await daemon.cancel_took_s(deaf["job_id"]) < CANCELLED_WITHIN_S
         assert pid not in descendants(daemon.pid)
         assert await ends(daemon, audio, "fake:deaf") == ("failed", 1, "stalled")
         assert await ends(daemon, audio, "") == ("completed", 1, None)

@@ -9,7 +9,7 @@ import pytest
 
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.receiver import Receiver
-from tests.running import FAKE_ENGINE, RunningDaemon, descendants, only_demo, running_daemon
+from tests.running import FAKE_ENGINE, ONE_AT_A_TIME, RunningDaemon, descendants, only_demo, running_daemon
 from tests.speech import conversation, word_error_rate, write
 
 
@@ -41,6 +41,7 @@ async def test_a_killed_runner_costs_an_attempt_and_nobody_else_anything(
     spoken = conversation("en", 500_010, 12)
     write(spoken, tmp_path / "long.wav", "wav")
     async with running_daemon(tmp_path, database, DEVICES="cpu,cpu") as daemon:
+        await daemon.line("runner.ready", nth=2)
         jobs = [(await daemon.submit(tmp_path / "long.wav", language="en"))["job_id"] for _ in range(2)]
         started = [await daemon.line("job.started", job_id=job_id) for job_id in jobs]
         victim, other = jobs
@@ -77,7 +78,7 @@ async def test_a_killed_daemon_loses_nothing(
     write(conversation("en", 500_012, 1), tmp_path / "one.wav", "wav")
     if not embedded:
         await only_demo(database)
-    daemon = RunningDaemon(tmp_path / "data", None if embedded else database, FAKE_ENGINE)
+    daemon = RunningDaemon(tmp_path / "data", None if embedded else database, FAKE_ENGINE | ONE_AT_A_TIME)
     try:
         await daemon.start()
         submitted = [

@@ -15,7 +15,7 @@ from gpu_daemon.store.jobs import JobStore
 from tests.faults.test_cancel import reach, settled
 from tests.invariants import watch
 from tests.receiver import Receiver
-from tests.running import FAKE_ENGINE, RunningDaemon, only_demo, unused
+from tests.running import FAKE_ENGINE, ONE_AT_A_TIME, RunningDaemon, only_demo, unused
 from tests.serving import served_daemon
 from tests.slow_ffmpeg import slow_ffmpeg
 from tests.speech import conversation, write
@@ -37,7 +37,7 @@ async def daemon(tmp_path: Path, database: ConnectionParameters) -> AsyncIterato
     """Not started."""
     await only_demo(database)
     await watch(database)
-    daemon = RunningDaemon(tmp_path / "data", database, FAKE_ENGINE)
+    daemon = RunningDaemon(tmp_path / "data", database, FAKE_ENGINE | ONE_AT_A_TIME)
     yield daemon
     await daemon.close()
 

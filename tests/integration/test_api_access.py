@@ -25,7 +25,7 @@ async def test_with_keys_each_client_sees_its_own(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = (SecretStr(ANNA), SecretStr(BORIS))
-    async with served_daemon(tmp_path, database, monkeypatch, api_keys=keys) as served:
+    async with served_daemon(tmp_path, database, monkeypatch, api_keys=keys, jobs_per_gpu=1) as served:
         client = served.client
         wrong: list[dict[bytes, bytes]] = [
             {},
@@ -103,7 +103,7 @@ async def test_with_keys_each_client_sees_its_own(
                 sorted(listed),
                 sorted(queue["queued"] + queue["running"]),
                 sorted(state["queue"]["queued_ids"] + state["queue"]["running_ids"]),
-                worker["job_id"],
+                *[job["id"] for job in worker["jobs"]],
                 status["job_id"],
             )
             assert of_rocm["job_id"] == status["job_id"]

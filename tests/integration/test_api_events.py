@@ -38,7 +38,7 @@ class Said:
 async def served(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ServedDaemon]:
-    async with served_daemon(tmp_path, database, monkeypatch) as served:
+    async with served_daemon(tmp_path, database, monkeypatch, jobs_per_gpu=1) as served:  # what is to wait, waits
         yield served
 
 

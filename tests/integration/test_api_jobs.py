@@ -19,7 +19,7 @@ HOLD = "fake:sleep=30"
 async def served(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ServedDaemon]:
-    async with served_daemon(tmp_path, database, monkeypatch) as served:
+    async with served_daemon(tmp_path, database, monkeypatch, jobs_per_gpu=1) as served:  # what is to wait, waits
         yield served
 
 

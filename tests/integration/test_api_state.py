@@ -26,6 +26,15 @@ async def served(
         yield served
 
 
+@pytest.fixture
+async def single(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ServedDaemon]:
+    """One job at a time: others wait."""
+    async with served_daemon(tmp_path, database, monkeypatch, jobs_per_gpu=1) as served:
+        yield served
+
+
 async def test_health_says_what_runs(served: ServedDaemon) -> None:
     job_id = await served.submit(prompt=HOLD)
     await served.until(job_id, lambda job: job["stage"] == "transcribing")
@@ -38,7 +47,8 @@ async def test_health_says_what_runs(served: ServedDaemon) -> None:
     assert (ready.status, ready.database) == ("ready", True)
     assert await served.json("/health/live") == {"status": "alive"}
     (worker,) = WorkerPage.model_validate(await served.json("/workers")).workers
-    assert (worker.state, worker.job_id, worker.model, worker.stage) == ("busy", job_id, "demo", "transcribing")
+    assert worker.state == "busy"
+    assert [(job.id, job.model, job.stage) for job in worker.jobs] == [(job_id, "demo", "transcribing")]
     assert worker.loaded["demo"] > 1
 
 
@@ -114,12 +124,12 @@ async def test_a_wrong_change_of_a_model_is_refused(served: ServedDaemon) -> Non
         assert response.json()["error"]["message"]
 
 
-async def test_the_page_gets_its_state(served: ServedDaemon) -> None:
-    done = await served.submit()
-    await served.finished(done)
-    running, waiting = await served.submit(prompt=HOLD), await served.submit(name="secret-name.wav")
-    await served.until(running, lambda job: job["status"] == "processing")
-    response = await served.client.get("/dashboard/state")
+async def test_the_page_gets_its_state(single: ServedDaemon) -> None:
+    done = await single.submit()
+    await single.finished(done)
+    running, waiting = await single.submit(prompt=HOLD), await single.submit(name="secret-name.wav")
+    await single.until(running, lambda job: job["status"] == "processing")
+    response = await single.client.get("/dashboard/state")
     state = DashboardState.model_validate(response.json())
     assert state.health.status == "ready"
     assert (state.queue.queued_ids, state.queue.running_ids, state.queue.completed) == ([waiting], [running], 1)

@@ -25,7 +25,7 @@ async def served(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ServedDaemon]:
     async with served_daemon(
-        tmp_path, database, monkeypatch, max_file_size_mb=1, max_duration_s=20, max_queue=3
+        tmp_path, database, monkeypatch, max_file_size_mb=1, max_duration_s=20, max_queue=3, jobs_per_gpu=1
     ) as served:
         yield served
 

@@ -27,6 +27,15 @@ async def served(
 
 
 @pytest.fixture
+async def single(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ServedDaemon]:
+    """One job at a time: others wait."""
+    async with served_daemon(tmp_path, database, monkeypatch, jobs_per_gpu=1) as served:
+        yield served
+
+
+@pytest.fixture
 async def pair(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ServedDaemon]:
@@ -46,6 +55,10 @@ async def until(served: ServedDaemon, fits: Callable[[list[WorkerView]], bool]) 
     return found
 
 
+def jobs_of(worker: WorkerView) -> list[str | None]:
+    return [job.id for job in worker.jobs]
+
+
 async def order(served: ServedDaemon, index: int, what: str) -> WorkerView:
     response = await served.client.post(f"/workers/{index}/{what}")
     assert response.status_code == 200, response.text
@@ -59,22 +72,22 @@ async def running(served: ServedDaemon, prompt: str, **fields: Any) -> str:
     return job_id
 
 
-async def test_a_drained_worker_finishes_its_job_and_takes_no_other(served: ServedDaemon, tmp_path: Path) -> None:
-    first = await running(served, f"fake:until={tmp_path / 'go'}")
-    second = await served.submit()
-    assert (await order(served, 0, "drain")).state == "draining"
+async def test_a_drained_worker_finishes_its_job_and_takes_no_other(single: ServedDaemon, tmp_path: Path) -> None:
+    first = await running(single, f"fake:until={tmp_path / 'go'}")
+    second = await single.submit()
+    assert (await order(single, 0, "drain")).state == "draining"
     (tmp_path / "go").touch()
-    assert (await served.finished(first))["status"] == "completed"
-    (worker,) = await until(served, lambda workers: workers[0].state == "drained")
+    assert (await single.finished(first))["status"] == "completed"
+    (worker,) = await until(single, lambda workers: workers[0].state == "drained")
     assert worker.loaded
-    assert (await served.json(f"/jobs/{second}"))["status"] == "queued"
-    ready = await served.client.get("/health/ready")
+    assert (await single.json(f"/jobs/{second}"))["status"] == "queued"
+    ready = await single.client.get("/health/ready")
     assert ready.status_code == 503
     assert "drained" in str(Ready.model_validate(ready.json()).reason)
-    assert (await served.json("/dashboard/state"))["workers"][0]["state"] == "drained"
-    assert (await order(served, 0, "resume")).state == "idle"
-    assert (await served.finished(second))["status"] == "completed"
-    assert (await served.client.get("/health/ready")).status_code == 200
+    assert (await single.json("/dashboard/state"))["workers"][0]["state"] == "drained"
+    assert (await order(single, 0, "resume")).state == "idle"
+    assert (await single.finished(second))["status"] == "completed"
+    assert (await single.client.get("/health/ready")).status_code == 200
 
 
 async def test_an_idle_worker_is_drained_at_once_and_the_other_goes_on(pair: ServedDaemon) -> None:
@@ -82,7 +95,7 @@ async def test_an_idle_worker_is_drained_at_once_and_the_other_goes_on(pair: Ser
     held = await running(pair, "fake:until=never")
     waiting = await pair.submit()
     await asyncio.sleep(0)
-    assert [worker.job_id for worker in await workers(pair)] == [held, None]
+    assert [jobs_of(worker) for worker in await workers(pair)] == [[held], []]
     assert (await pair.client.get("/health/ready")).status_code == 200
     assert (await order(pair, 1, "resume")).state in ("idle", "busy")
     await pair.finished(waiting)
@@ -135,27 +148,27 @@ async def test_these_routes_need_a_key(
 
 
 async def test_a_drained_daemon_refuses_new_jobs_and_finishes_all_the_others(
-    served: ServedDaemon, tmp_path: Path
+    single: ServedDaemon, tmp_path: Path
 ) -> None:
-    jobs = [await running(served, f"fake:until={tmp_path / 'go'}"), *[await served.submit() for _ in range(3)]]
-    response = await served.client.post("/drain")
+    jobs = [await running(single, f"fake:until={tmp_path / 'go'}"), *[await single.submit() for _ in range(3)]]
+    response = await single.client.post("/drain")
     drain = Draining.model_validate(response.json())
     assert (response.status_code, drain.health.status, drain.queued, drain.running) == (200, "draining", 3, 1)
-    refused = await served.post()
+    refused = await single.post()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert int(refused.headers["retry-after"]) > 0
-    assert len(served.directories()) == 4
-    assert (await served.client.get("/health/ready")).status_code == 503
-    health = Health.model_validate(await served.json("/health"))
+    assert len(single.directories()) == 4
+    assert (await single.client.get("/health/ready")).status_code == 503
+    health = Health.model_validate(await single.json("/health"))
     assert (health.status, health.reason) == ("draining", "new jobs are refused; waiting: 3, running: 1")
     (tmp_path / "go").touch()
     for job_id in jobs:
-        assert (await served.finished(job_id))["status"] == "completed"
-    health = Health.model_validate(await served.json("/health"))
+        assert (await single.finished(job_id))["status"] == "completed"
+    health = Health.model_validate(await single.json("/health"))
     assert health.reason == "new jobs are refused; nothing waits or runs any more"
-    resumed = await served.client.post("/resume")
+    resumed = await single.client.post("/resume")
     assert Draining.model_validate(resumed.json()).health.status == "ready"
-    assert (await served.finished(await served.submit()))["status"] == "completed"
+    assert (await single.finished(await single.submit()))["status"] == "completed"
 
 
 async def test_an_upload_that_was_under_way_when_the_drain_began_is_refused(served: ServedDaemon) -> None:
@@ -180,7 +193,7 @@ async def test_an_upload_that_was_under_way_when_the_drain_began_is_refused(serv
 
 async def test_the_idle_worker_that_holds_the_model_gets_the_job(pair: ServedDaemon, pool: Pool) -> None:
     held = await running(pair, "fake:until=never")
-    (holder,) = [worker.index for worker in await workers(pair) if worker.job_id == held]
+    (holder,) = [worker.index for worker in await workers(pair) if jobs_of(worker) == [held]]
     await pair.client.post(f"/jobs/{held}/cancel")
     for _ in range(6):
         await until(pair, lambda workers: all(worker.state == "idle" for worker in workers))
@@ -189,14 +202,14 @@ async def test_the_idle_worker_that_holds_the_model_gets_the_job(pair: ServedDae
     assert await pool.fetch("SELECT DISTINCT worker_index FROM jobs") == [(holder,)]
     assert not (await workers(pair))[1 - holder].loaded
     both = [await running(pair, "fake:until=never") for _ in range(2)]
-    assert {worker.job_id for worker in await workers(pair)} == set(both)
+    assert sorted(jobs_of(worker) for worker in await workers(pair)) == sorted([job_id] for job_id in both)
 
 
 async def test_jobs_of_a_loaded_model_go_first_for_a_while(
     tmp_path: Path, database: ConnectionParameters, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for wait_s in (30, 0):
-        async with served_daemon(tmp_path, database, monkeypatch, affinity_max_wait_s=wait_s) as served:
+        async with served_daemon(tmp_path, database, monkeypatch, affinity_max_wait_s=wait_s, jobs_per_gpu=1) as served:
             await offer_second(served, pool)
             held = await running(served, "fake:until=never")
             models = [SECOND, "demo", SECOND, "demo", "demo"]
@@ -228,20 +241,20 @@ async def offer_second(served: ServedDaemon, pool: Pool) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def test_the_wait_is_estimated_from_what_was_measured(served: ServedDaemon) -> None:
-    held = await running(served, "fake:until=never")
-    unknown = (await served.post()).json()
+async def test_the_wait_is_estimated_from_what_was_measured(single: ServedDaemon) -> None:
+    held = await running(single, "fake:until=never")
+    unknown = (await single.post()).json()
     assert (unknown["queue_position"], unknown["estimated_wait_s"]) == (0, None)
-    await served.client.post(f"/jobs/{held}/cancel")
-    await served.finished(unknown["job_id"])
-    await running(served, "fake:until=never")
-    waits = [(await served.post(prompt="fake:sleep=2")).json() for _ in range(3)]
+    await single.client.post(f"/jobs/{held}/cancel")
+    await single.finished(unknown["job_id"])
+    await running(single, "fake:until=never")
+    waits = [(await single.post(prompt="fake:sleep=2")).json() for _ in range(3)]
     assert [answer["queue_position"] for answer in waits] == [0, 1, 2]
     seconds = [answer["estimated_wait_s"] for answer in waits]
     assert None not in seconds
     assert seconds == sorted(seconds)
-    await order(served, 0, "drain")
-    assert (await served.json(f"/jobs/{waits[0]['job_id']}"))["estimated_wait_s"] is None
+    await order(single, 0, "drain")
+    assert (await single.json(f"/jobs/{waits[0]['job_id']}"))["estimated_wait_s"] is None
 
 
 async def test_a_runner_that_cannot_be_killed_quarantines_its_device_and_no_other(

@@ -588,5 +588,6 @@ async def test_two_catalogues_on_one_directory(shop: Shop, origin: Origin) -> No
     second.check("base")
     origin.release()
     await shop.state(second, "base", ModelState.READY)
+    await shop.state(first, "base", ModelState.READY)
     assert kept(first, "base").read_bytes() == CONTENT
     assert len(origin.ranges) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.settings import Settings
-from tests.running import FAKE_ENGINE, ROOT, running_daemon
+from tests.running import FAKE_ENGINE, ONE_AT_A_TIME, ROOT, running_daemon
 from tests.serving import tone
 from tests.speech import conversation, write
 from tests.web import Site, answer
@@ -135,7 +135,7 @@ async def test_patterns_a_directory_and_a_job_to_watch(tmp_path: Path, database:
 
 async def test_an_interrupted_wait_leaves_the_job_alone(tmp_path: Path, database: ConnectionParameters) -> None:
     talk = write(conversation("en", 500_803, 1), tmp_path / "talk.wav", "wav")
-    async with running_daemon(tmp_path, database, **FAKE_ENGINE, DRAIN_TIMEOUT_S="0") as daemon:
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, **ONE_AT_A_TIME, DRAIN_TIMEOUT_S="0") as daemon:
         await daemon.submit(talk, prompt="fake:hang")
         waiting = await start("submit", talk, "--wait", "--url", daemon.url, cwd=tmp_path)
         assert waiting.stderr is not None

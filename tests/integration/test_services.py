@@ -22,7 +22,7 @@ from gpu_daemon.gpu.reading import GpuReading, summarise
 from tests.conftest import fresh_database
 from tests.media import noise, wav
 from tests.receiver import Receiver
-from tests.running import RunningDaemon, running_daemon
+from tests.running import ONE_AT_A_TIME, RunningDaemon, running_daemon
 from tests.shapes import deviations
 from tests.speech import Spoken, conversation, word_error_rate, write
 
@@ -98,7 +98,7 @@ async def replayed(postgres: ConnectionParameters, tmp_path_factory: pytest.Temp
     directory = tmp_path_factory.mktemp("services")
     async with (
         fresh_database(postgres) as database,
-        running_daemon(directory, database, MAX_QUEUE=str(MAX_QUEUE)) as daemon,
+        running_daemon(directory, database, MAX_QUEUE=str(MAX_QUEUE), **ONE_AT_A_TIME) as daemon,
     ):
         connection = await asyncpg.connect(**database.arguments())
         await connection.execute(

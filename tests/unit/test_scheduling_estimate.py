@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import pytest
 
 from gpu_daemon.jobs.model import JobId
-from gpu_daemon.scheduling.estimate import Paces, Waits, starts_s
+from gpu_daemon.scheduling.estimate import DeviceTime, FreeS, Paces, Waits, starts_s
 from gpu_daemon.scheduling.queue import Waiting
 
 
@@ -30,7 +30,8 @@ def paces(*measured: tuple[int, str, float, float]) -> Paces:
 
 
 def starts(paces: Paces, free_s: dict[int, float | None], jobs: Iterable[Waiting]) -> list[float | None]:
-    return list(starts_s(paces, free_s, jobs))
+    """Where each worker takes one job at a time."""
+    return list(starts_s(paces, {worker: (at_s,) for worker, at_s in free_s.items()}, jobs))
 
 
 def test_before_anything_was_measured_only_idle_workers_can_promise() -> None:
@@ -87,10 +88,10 @@ def test_audio_of_unknown_length_takes_as_long_as_jobs_do() -> None:
 def test_a_long_queue_is_worked_out_now_and_then() -> None:
     waits, asked = Waits(paces((0, "demo", 100, 10))), 0
 
-    def free_s() -> dict[int, float | None]:
+    def free_s() -> FreeS:
         nonlocal asked
         asked += 1
-        return {0: 0.0}
+        return {0: (0.0,)}
 
     queue = [waiting(10)] * 1000
     assert [waits.behind(position, queue, free_s, now_s=50) for position in (0, 7, 1000, 2000)] == [0, 7, 1000, 1000]
@@ -102,3 +103,20 @@ def test_a_long_queue_is_worked_out_now_and_then() -> None:
 
 def test_a_job_without_audio_says_nothing_about_speed() -> None:
     assert paces((0, "demo", 0, 3)).of(0, "demo") is None
+
+
+def test_jobs_that_share_a_device_take_as_much_longer() -> None:
+    made = paces((0, "demo", 100, 10))
+    assert list(starts_s(made, {0: (0.0, 0.0)}, [waiting(100)] * 4)) == [0, 0, 20, 20, 40]
+    assert list(starts_s(made, {0: (5.0, 15.0)}, [waiting(100)] * 2)) == [5, 15, 25]
+    assert list(starts_s(made, {0: (), 1: (3.0,)}, [waiting(100)])) == [3, 13]
+    assert list(starts_s(made, {0: ()}, [waiting(100)])) == [None, None]
+
+
+def test_a_job_takes_its_share_of_the_time_of_the_device() -> None:
+    time = DeviceTime()
+    began = time.at(100, load=0)
+    second = time.at(110, load=1)  # for ten seconds the first had it to itself
+    assert time.at(130, load=2) - began == 20
+    assert time.at(134, load=1) - second == 14
+    assert time.at(200, load=0) == time.at(134, load=0)

@@ -1,0 +1,295 @@
+"""One attempt at one job: its audio is prepared, a runner does it, how it ended is recorded."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+from gpu_daemon import clock
+from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.errors import DiskFull, GpuDaemonError, JobCancelled, JobError
+from gpu_daemon.events import EventHub
+from gpu_daemon.faultpoints import FaultPoint, reach
+from gpu_daemon.gpu.detect import Device
+from gpu_daemon.gpu.sampler import UsageSampler
+from gpu_daemon.jobs.model import Claim, Job, JobId
+from gpu_daemon.jobs.state import JobState, Stage
+from gpu_daemon.logs import log
+from gpu_daemon.runner.process import Completed, Runner
+from gpu_daemon.runner.protocol import Run
+from gpu_daemon.scheduling.limits import run_within_limits
+from gpu_daemon.scheduling.preparation import Preparer
+from gpu_daemon.scheduling.queue import Waiting
+from gpu_daemon.scheduling.recording import Recorder, result_of
+from gpu_daemon.scheduling.spool import spool
+from gpu_daemon.scheduling.status import Live
+from gpu_daemon.settings import Settings
+from gpu_daemon.store.jobs import JobStore
+from gpu_daemon.transcript.model import Segment
+
+HAND_BACK_TIMEOUT_S = 5.0
+DISK_FULL_PAUSE_S = 20.0
+STAGE_STORED_AFTER_S = 1.0
+"""One that is over sooner is not worth a commit."""
+
+STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
+    Stage.PREPARING: (0, 5),
+    Stage.LOADING: (5, 10),
+    Stage.TRANSCRIBING: (10, 98),
+    Stage.MERGING: (98, 100),
+}
+
+T = TypeVar("T")
+
+
+class NoRunner(Exception):
+    """There is none to do the job, and none is to be started."""
+
+
+class Turn(Protocol):
+    """An attempt's way into its worker's runner."""
+
+    async def enter(self, job_id: JobId) -> None:
+        """Returns when the runner takes the job. Raises NoRunner."""
+
+    async def leave(self, job_id: JobId, error: GpuDaemonError | None) -> None:
+        """The runner is through with it, or it with the runner."""
+
+    def over(self, job_id: JobId, *, duration_s: float | None) -> None:
+        """Another job may come in its place. `duration_s`: of the audio that was done; None: it was not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Means:
+    """What the attempts of one worker work with."""
+
+    worker_index: int
+    device: Device
+    runner: Runner
+    turn: Turn
+    settings: Settings
+    jobs: JobStore
+    catalogue: Catalogue
+    preparer: Preparer
+    recorder: Recorder
+    hub: EventHub
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Done:
+    completed: Completed
+    duration_s: float
+    timings: dict[str, float]
+    model_sha256: str
+    gpu: dict[str, float | int | None] | None
+
+
+class Attempt:
+    def __init__(self, waiting: Waiting, claim: Claim, job: Job, cancel: asyncio.Event, means: Means) -> None:
+        """`cancel` is set when the job is to stop."""
+        self.job = job
+        self.live = Live(
+            stage=Stage.PREPARING,
+            progress=0.0,
+            worker_index=means.worker_index,
+            attempt=claim.attempt,
+            stage_since_s=clock.monotonic(),
+        )
+        self.result: bytes | None = None
+        """Once it is recorded."""
+        self._waiting = waiting
+        self._claim = claim
+        self._cancel = cancel
+        self._means = means
+        self._over = False
+
+    async def run(self) -> JobState | None:
+        """How the job stands afterwards, as recorded; None: it was no longer this worker's to move.
+
+        Cancelled when the daemon stops: the job goes back to the queue then, uncharged.
+        """
+        self._publish()
+        try:
+            state = await self._outcome()
+        except asyncio.CancelledError:
+            await asyncio.shield(self._hand_back())
+            raise
+        except Exception as error:
+            log.exception("job.broke_the_worker", job_id=self.job.id)
+            bug = JobError(f"a bug in the daemon: {type(error).__name__}", code="internal_error")
+            state = await self._settle(bug)
+        finally:
+            self._over = True
+        if state is None:
+            log.warning("job.stale_lease", job_id=self.job.id, attempt=self._claim.attempt)
+        return state
+
+    async def _outcome(self) -> JobState | None:
+        try:
+            done = await self._work()
+        except NoRunner:
+            return await self._give_back()
+        except GpuDaemonError as error:
+            return await self._settle(error)
+        self._means.turn.over(self.job.id, duration_s=done.duration_s)
+        return await self._complete(done)
+
+    async def _work(self) -> _Done:
+        """All but the record."""
+        job, means = self.job, self._means
+        prepared = await self._until_cancelled(means.preparer.prepared(self._waiting))
+        spec = means.catalogue.spec(job.options.model)
+        if spec is None:
+            raise JobError(f"the model {job.options.model} is no longer available", code="model_unavailable")
+        request = Run(
+            job_id=job.id,
+            model=spec,
+            audio_path=prepared.audio.path,
+            channels=prepared.audio.channels,
+            skip_samples=prepared.audio.skip_samples,
+            options=job.options,
+        )
+        duration_s = prepared.audio.duration_s * prepared.audio.channels  # each is the work of a file
+        async with UsageSampler(means.device) as usage:
+            completed = await self._run(request, duration_s)
+        reach(FaultPoint.RESULT_RECEIVED)
+        return _Done(
+            completed=completed,
+            duration_s=duration_s,
+            timings={**prepared.timings, **completed.done.timings},
+            model_sha256=spec.sha256,
+            gpu=usage.summary(),
+        )
+
+    async def _run(self, request: Run, duration_s: float) -> Completed:
+        means, error = self._means, None
+        try:
+            await self._until_cancelled(means.turn.enter(request.job_id))
+            return await run_within_limits(
+                means.runner,
+                request,
+                self._advance,
+                self._hear,
+                cancelled=self._cancel,
+                limit_s=means.settings.job_timeout_for_s(duration_s),
+                stall_s=means.settings.stall_timeout_s,
+            )
+        except GpuDaemonError as caught:
+            error = caught
+            raise
+        finally:
+            await means.turn.leave(request.job_id, error)
+
+    async def _complete(self, done: _Done) -> JobState | None:
+        job, means, claim = self.job, self._means, self._claim
+        result = result_of(done.completed, job, done.timings, done.gpu)
+        recorded = await means.recorder.record(
+            job.id,
+            lambda: means.jobs.complete(claim, result, done.timings, model_sha256=done.model_sha256),
+            keep=partial(spool, means.settings.jobs_dir / job.id, claim, result, done.timings, done.model_sha256),
+        )
+        if not recorded:
+            return None
+        self.result = result
+        return JobState.COMPLETED
+
+    async def _settle(self, error: GpuDaemonError) -> JobState | None:
+        """Record an attempt that did not succeed; the state the job is in then."""
+        job, claim, means = self.job, self._claim, self._means
+        if error.code == DiskFull.code and not self._cancel.is_set():
+            return await self._wait_for_room(error)
+        means.turn.over(job.id, duration_s=None)
+        if isinstance(error, JobCancelled) or self._cancel.is_set():
+            reach(FaultPoint.CANCELLED_STOPPED)
+            cancelled = await means.recorder.record(job.id, lambda: means.jobs.cancel(claim))
+            return JobState.CANCELLED if cancelled else None
+        if isinstance(error, JobError) and error.retryable and claim.attempt < means.settings.max_attempts:
+            log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
+            requeued = await means.recorder.record(job.id, lambda: means.jobs.requeue(claim, charge=True))
+            return JobState.QUEUED if requeued else None
+        log.error("job.failed", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
+        failed = await means.recorder.record(job.id, lambda: means.jobs.fail(claim, error.code, error.message))
+        return JobState.FAILED if failed else None
+
+    async def _wait_for_room(self, error: GpuDaemonError) -> JobState | None:
+        """No job's fault, and no other would be decoded either: it is tried again later, uncharged."""
+        log.error("job.waits_for_disk", job_id=self.job.id, error=error.message, retry_in_s=DISK_FULL_PAUSE_S)
+        state = await self._give_back()
+        await asyncio.sleep(DISK_FULL_PAUSE_S)
+        return state
+
+    async def _give_back(self) -> JobState | None:
+        """To the queue, uncharged."""
+        jobs, claim = self._means.jobs, self._claim
+        if not await self._means.recorder.record(self.job.id, lambda: jobs.requeue(claim, charge=False)):
+            return None
+        self.job = replace(self.job, attempt=self.job.attempt - 1)
+        return JobState.QUEUED
+
+    async def _hand_back(self) -> None:
+        """The daemon stops."""
+        await self._means.preparer.discard(self.job.id)
+        await self._means.runner.kill()
+        try:
+            async with asyncio.timeout(HAND_BACK_TIMEOUT_S):
+                await self._give_back()
+        except TimeoutError:
+            log.error("job.not_handed_back", job_id=self.job.id, reason="the database does not answer")
+
+    async def _until_cancelled(self, work: Awaitable[T]) -> T:
+        """Raises JobCancelled if the job is cancelled first."""
+        working = asyncio.ensure_future(work)
+        cancelled = asyncio.ensure_future(self._cancel.wait())
+        try:
+            await asyncio.wait({working, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cancelled.cancel()
+            if not working.done() or self._cancel.is_set():
+                working.cancel()
+                await asyncio.wait({working})
+        if not self._cancel.is_set():
+            return working.result()
+        if not working.cancelled():
+            working.exception()  # seen: it does not matter any more
+        raise JobCancelled("the job was cancelled")
+
+    def _advance(self, stage: Stage, fraction: float) -> None:
+        low, high = STAGE_SPAN_PERCENT[stage]
+        progress = max(self.live.progress, round(low + (high - low) * min(1.0, max(0.0, fraction)), 1))
+        changed_stage = stage is not self.live.stage
+        if not changed_stage and progress == self.live.progress:
+            return
+        since_s = clock.monotonic() if changed_stage else self.live.stage_since_s
+        self.live = replace(self.live, stage=stage, progress=progress, stage_since_s=since_s)
+        self._publish()
+        if changed_stage:
+            self._means.recorder.in_background(self._store_stage(stage))
+
+    def _hear(self, first: int, segments: tuple[Segment, ...]) -> None:
+        self.live = replace(self.live, segments=self.live.segments[:first] + segments)
+        self._means.hub.publish(
+            "segments",
+            self.job.id,
+            attempt=self._claim.attempt,
+            first=first,
+            segments=[segment.model_dump(mode="json") for segment in segments],
+        )
+
+    async def _store_stage(self, stage: Stage) -> bool:
+        """The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway."""
+        await asyncio.sleep(STAGE_STORED_AFTER_S)
+        if self._over or self.live.stage is not stage:
+            return False
+        return await self._means.jobs.progress(self._claim, stage, self.live.progress)
+
+    def _publish(self) -> None:
+        live = self.live
+        self._means.hub.publish(
+            "job",
+            self.job.id,
+            state=JobState.PROCESSING,
+            stage=live.stage,
+            progress=live.progress,
+            worker=live.worker_index,
+        )
