@@ -66,7 +66,7 @@ TRANSCRIPTION_PROPERTIES: dict[str, Any] = SHARED | {
     "chunking_strategy": {
         "type": "string",
         "enum": ["auto"],
-        "description": 'Or an object of the type "server_vad". Whisper cuts by what it hears, whatever is said here.',
+        "description": 'Or an object of the type "server_vad": only speech is decoded, as with `vad_filter`.',
     },
     "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "As `hotwords`."},
     "channel_mode": FORM_PROPERTIES["channel_mode"],

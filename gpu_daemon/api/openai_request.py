@@ -58,10 +58,12 @@ class Reader:
         given = {_name(name): [value for value in values if value != ""] for name, values in fields.items()}
         given = {name: values for name, values in given.items() if values}
         _refuse_what_is_not_here(given)
-        _check_chunking(given)
+        by_voice = _asks_for_vad(given)
         wanted = self._answer(given)
         ours = {name: values for name, values in given.items() if name in KNOWN - NOT_OURS}
         ours |= self._model(given) | _temperature(given) | _hints(given)
+        if by_voice:
+            ours.setdefault("vad_filter", ["true"])
         ours["timestamp_granularities"] = ["word"] if wanted.words or wanted.cues.need_words else []
         if self._task is Task.TRANSLATE:
             ours["task"] = [Task.TRANSLATE.value]
@@ -146,12 +148,12 @@ def _refuse_what_is_not_here(given: Given) -> None:
             )
 
 
-def _check_chunking(given: Given) -> None:
-    """Whisper cuts by what it hears, whatever is asked for: what is asked must be right all the same."""
+def _asks_for_vad(given: Given) -> bool:
+    """`server_vad`: only speech is decoded. Its numbers must be right, and are not used: the detector has its own."""
     parts: dict[str, Any] = {found[1]: given[name][0] for name in given if (found := CHUNKING_PART.fullmatch(name))}
     said = one(given, CHUNKING)
     if said in (None, "auto") and not parts:
-        return
+        return False
     if said is not None:
         try:
             parts = json.loads(said)
@@ -166,6 +168,7 @@ def _check_chunking(given: Given) -> None:
             fits = False
         if not fits:
             raise InvalidRequest(f"{CHUNKING}: {name} is a number from 0 to {most:g}", param=CHUNKING)
+    return True
 
 
 def _temperature(given: Given) -> dict[str, list[str]]:
