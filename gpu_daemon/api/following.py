@@ -32,7 +32,7 @@ class Look:
 
 
 async def follow(context: Context, job: Job, *, every_s: float) -> AsyncGenerator[Look | None]:
-    """At once, and after each change; None when nothing has for `every_s`. The last look is at a job that has ended.
+    """At once, and after each change; None when nothing has for `every_s`, or nobody knows. The last look is at a job that has ended.
 
     Raises NotFound when the job is deleted.
     """
@@ -42,19 +42,17 @@ async def follow(context: Context, job: Job, *, every_s: float) -> AsyncGenerato
             seen = await _look(context, job)
             if seen is None:  # the database is away, and the job goes on
                 await asyncio.sleep(DATABASE_PAUSE_S)
+                yield None
                 continue
             job = seen.job
             yield seen
             if job.state in TERMINAL:
                 return
-            while not changed.is_set():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(every_s):
-                        await changed.wait()
-                if not changed.is_set():
-                    yield None
-                    if job.state is JobState.QUEUED:
-                        break  # its place changes with others'
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await changed.wait()
+            if not changed.is_set():
+                yield None  # and looked at again: its place in the queue changes with others'
 
 
 async def _look(context: Context, job: Job) -> Look | None:
