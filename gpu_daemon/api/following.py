@@ -32,9 +32,9 @@ class Look:
 
 
 async def follow(context: Context, job: Job, *, every_s: float) -> AsyncGenerator[Look | None]:
-    """At once, and after each change; None when nothing has for `every_s`, or nobody knows. The last look is at a job that has ended.
+    """At once, and after each change; None when nothing has for `every_s`, or nobody knows.
 
-    Raises NotFound when the job is deleted.
+    The last look is at a job that has ended. Raises NotFound when the job is deleted.
     """
     with context.hub.watch(job.id) as changed:
         while True:
