@@ -32,6 +32,8 @@ WHAT_THERE_IS: dict[str, list[str]] = {
     "metadata": ['{"order": 7}'],
 }
 """Values of fields of which the document can only say that they are text."""
+ADDRESSES = {"url", "callback_url"}
+"""The examples of these lead nowhere."""
 
 
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 properties = content["schema"].get("properties", {})
                 properties.pop("word_timestamps", None)
+                for name in ADDRESSES & properties.keys():
+                    properties[name] = {key: said for key, said in properties[name].items() if key != "examples"}
                 for name, values in WHAT_THERE_IS.items():
                     if properties.get(name, {}).get("type") == "string":
                         properties[name] = {"type": "string", "enum": values}

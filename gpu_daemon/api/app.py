@@ -1,5 +1,7 @@
 """The app: every router, in the order of its documentation."""
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from gpu_daemon import __version__
@@ -63,6 +65,25 @@ ROUTERS = {
 def create_app(context: Context) -> FastAPI:
     """Raises SettingsError."""
     _check_default_language(context)
+    app = _routed()
+    app.state.context = context
+    app.state.intake = Intake(context)
+    app.state.attendance = Attendance(context)
+    app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
+    described = documents.openapi(app, ROUTERS)
+    pages.install(app, described)
+    errors.install(app, described)
+    app.add_middleware(Shortcut)
+    app.add_middleware(Envelope)  # around the one before
+    return app
+
+
+def document() -> dict[str, Any]:
+    """OpenAPI's, which is the same whatever the daemon runs with."""
+    return documents.openapi(_routed(), ROUTERS)
+
+
+def _routed() -> FastAPI:
     app = FastAPI(
         title="gpu_daemon",
         version=__version__,
@@ -73,18 +94,9 @@ def create_app(context: Context) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.context = context
-    app.state.intake = Intake(context)
-    app.state.attendance = Attendance(context)
-    app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
     for base_path, routers in ROUTERS.items():
         for router in routers:
             app.include_router(router, prefix=base_path)
-    document = documents.openapi(app, ROUTERS)
-    pages.install(app, document)
-    errors.install(app, document)
-    app.add_middleware(Shortcut)
-    app.add_middleware(Envelope)  # around the one before
     return app
 
 

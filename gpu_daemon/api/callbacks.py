@@ -18,7 +18,7 @@ router = APIRouter(tags=["jobs"])
 @router.get(
     "/jobs/{job_id}/callbacks",
     summary="How the deliveries of the job's callback went; 404 `no_callback` for a job without a callback_url",
-    responses=documented(401, 404),
+    responses=documented(401, 404, 503),
 )
 async def get_callbacks(request: Request, client: Client, job_id: JobIdPath) -> Deliveries:
     context = context_of(request)
@@ -29,7 +29,7 @@ async def get_callbacks(request: Request, client: Client, job_id: JobIdPath) -> 
     "/jobs/{job_id}/callbacks/redeliver",
     status_code=202,
     summary="Send the callback again, now, whatever became of it: same `webhook-id`, a fresh schedule",
-    responses=documented(401, 404, 409),
+    responses=documented(401, 404, 409, 503),
 )
 async def redeliver(request: Request, client: Client, job_id: JobIdPath) -> Deliveries:
     """One that is being sent at this moment is not sent twice: only if that try fails it is tried again at once."""

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from gpu_daemon.api.examples import EXAMPLES, OF_TYPES
 from gpu_daemon.api.fields import (
     MAX_BEAM_SIZE,
     MAX_CALLBACK_URL_CHARACTERS,
@@ -57,13 +58,19 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "type": "string",
         "format": "uri",
         "maxLength": MAX_SOURCE_URL_CHARACTERS,
+        "examples": ["https://example.org/talk.mp3"],
         "description": "http(s) address that the daemon fetches it from, in place of `file`.",
     },
-    "model": {"type": "string", "description": "Name of an enabled model (`GET /models`); absent: the default one."},
+    "model": {
+        "type": "string",
+        "description": "Name of an enabled model (`GET /models`); absent: the default one.",
+        "examples": ["base"],
+    },
     "callback_url": {
         "type": "string",
         "format": "uri",
         "maxLength": MAX_CALLBACK_URL_CHARACTERS,
+        "examples": ["https://example.org/done"],
         "description": "http(s) address that gets one POST when the job ends.",
     },
     "language": {
@@ -258,9 +265,22 @@ def openapi(app: FastAPI, base_paths: Iterable[str]) -> dict[str, Any]:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    for name, schema in document["components"]["schemas"].items():
+        if name in EXAMPLES:
+            schema["examples"] = [EXAMPLES[name]]
+    for path in document["paths"].values():
+        for operation in path.values():
+            for answer in operation["responses"].values():
+                _show(answer.get("content", {}))
     for base_path in base_paths:
         _link(document["paths"], base_path)
     return document
+
+
+def _show(content: dict[str, Any]) -> None:
+    for kind, answer in content.items():
+        if not answer.get("schema"):
+            answer["example"] = OF_TYPES[kind]
 
 
 def _link(paths: dict[str, Any], base_path: str) -> None:

@@ -100,7 +100,7 @@ def end_number(job: Job) -> int:
             "content": {MEDIA_TYPE: {}},
         },
         204: {"description": "the reader has had the last event: no reason to come back"},
-        **documented(400, 401, 404),
+        **documented(400, 401, 404, 503),
     },
 )
 async def get_events(

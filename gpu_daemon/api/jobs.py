@@ -25,7 +25,10 @@ JobIdPath = Annotated[str, Path(description="as POST /transcribe answered it")]
 
 
 @router.get(
-    "/jobs", response_model=JobPage, summary="Jobs, newest first, without their texts", responses=documented(400, 401)
+    "/jobs",
+    response_model=JobPage,
+    summary="Jobs, newest first, without their texts",
+    responses=documented(400, 401, 503),
 )
 async def list_jobs(
     request: Request,
@@ -50,7 +53,7 @@ async def list_jobs(
     "/jobs/{job_id}",
     response_model=JobView,
     summary="One job, with its result when it has one; `Prefer: wait=N` has it answered when the job has ended",
-    responses=documented(401, 404),
+    responses=documented(401, 404, 503),
     openapi_extra={"parameters": [PREFER]},
 )
 async def get_job(request: Request, client: Client, job_id: JobIdPath) -> Response:
@@ -68,7 +71,7 @@ async def get_job(request: Request, client: Client, job_id: JobIdPath) -> Respon
     "/jobs/{job_id}/cancel",
     response_model=JobView,
     summary="Stop a job, waiting or running",
-    responses={202: {"model": JobView, "description": "it is still being stopped"}, **documented(401, 404, 409)},
+    responses={202: {"model": JobView, "description": "it is still being stopped"}, **documented(401, 404, 409, 503)},
 )
 async def cancel_job(request: Request, client: Client, job_id: JobIdPath) -> Response:
     context = context_of(request)
@@ -85,7 +88,7 @@ async def cancel_job(request: Request, client: Client, job_id: JobIdPath) -> Res
     "/jobs/{job_id}",
     status_code=204,
     summary="Remove a job, its audio and its result; stopped first if it runs",
-    responses=documented(401, 404),
+    responses=documented(401, 404, 503),
 )
 async def delete_job(request: Request, client: Client, job_id: JobIdPath) -> Response:
     context = context_of(request)

@@ -19,7 +19,12 @@ Sample = tuple[Mapping[str, str], float]
     dependencies=[RequireKey],
     summary="Counts of jobs and workers, for Prometheus",
     response_class=PlainTextResponse,
-    responses=documented(401, 503),
+    responses={
+        200: {
+            "content": {"text/plain": {"example": '# TYPE gpu_daemon_jobs gauge\ngpu_daemon_jobs{state="queued"} 3\n'}}
+        },
+        **documented(401, 503),
+    },
 )
 async def metrics(request: Request) -> Response:
     context = context_of(request)

@@ -47,7 +47,7 @@ class ModelChange(BaseModel):
     "/models/{name}",
     dependencies=[RequireKey],
     summary="Enable or disable a model",
-    responses=documented(400, 401, 404),
+    responses=documented(400, 401, 404, 409, 413, 503),
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": ModelChange.model_json_schema()}}}
     },

@@ -68,7 +68,7 @@ async def _cue_options(
             "content": {kind.split(";")[0]: {} for kind in CONTENT_TYPES.values()},
         },
         304: {"description": "it is the one that `If-None-Match` names"},
-        **documented(400, 401, 404, 409),
+        **documented(400, 401, 404, 409, 503),
     },
 )
 async def get_result(

@@ -548,7 +548,7 @@ async def test_the_queue_guides_health_and_root(replayed: Replayed) -> None:
 SCALE = "/services/scale"
 SCALE_ACCEPTED = {"job_id": "abc123-def456-...", "status": "queued", "message": "..."}
 SCALE_SUBMIT = """curl -X POST "http://localhost/transcribe" \\
-  -F "file=@audio.mp3" -F "language=en" """
+  -F "file=@audio.mp3" -F "vad_filter=true" -F "language=en" """
 
 
 SCALE_SNIPPET = """
@@ -558,6 +558,7 @@ client = WhisperClient("http://localhost")
 
 result = client.transcribe_file(
     "audio.mp3",
+    vad_filter=True,
     language="en"
 )
 
