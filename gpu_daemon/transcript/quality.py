@@ -14,6 +14,8 @@ cured it. Past the third it skips a window, unless it is sure of the words: that
 SEGMENT_REPEATS = 3
 """So many segments in a row that say the same are a loop, or so many turns of a few segments."""
 SEGMENT_UNIT = 4
+PAUSE_S = 30.0
+"""A window of silence ends a loop: what is said again after it is an announcement."""
 PHRASE_REPEATS = 4
 PHRASE_UNIT = 24
 """Words."""
@@ -30,11 +32,9 @@ BELOW_LOUDEST_DB = 45.0
 def assess(segments: Sequence[Segment], levels_db: Sequence[float], *, vad_dropped_s: float = 0.0) -> Quality:
     """`levels_db`: of each segment, how loud its audio gets; -inf where it is all zeros."""
     silent_db = max([SILENT_DB, *(level_db - BELOW_LOUDEST_DB for level_db in levels_db)])
-    texts = [(segment.id, tuple(_words(segment.text))) for segment in segments]
-    said = [(number, words) for number, words in texts if words]
     repetition = {segment.id for segment in segments if segment.compression_ratio > HIGH_COMPRESSION_RATIO}
-    repetition |= {number for number, words in said if _loops(words, PHRASE_UNIT, PHRASE_REPEATS, WORD_REPEATS)}
-    repetition |= {said[place][0] for place in _loops([words for _, words in said], SEGMENT_UNIT, SEGMENT_REPEATS)}
+    for speaker in {segment.speaker for segment in segments}:
+        repetition |= _repeated([segment for segment in segments if segment.speaker == speaker])
     return Quality(
         vad_dropped_s=vad_dropped_s,
         low_confidence_segments=tuple(segment.id for segment in segments if segment.avg_logprob < LOW_AVG_LOGPROB),
@@ -45,6 +45,20 @@ def assess(segments: Sequence[Segment], levels_db: Sequence[float], *, vad_dropp
             if segment.text.strip() and (level_db < silent_db or segment.no_speech_prob > NO_SPEECH_PROB)
         ),
     )
+
+
+def _repeated(segments: Sequence[Segment]) -> set[int]:
+    """Ids, of the segments of one speaker: what two say to each other in turn is no loop."""
+    said = [(segment, words) for segment in segments if (words := tuple(_words(segment.text)))]
+    found = {segment.id for segment, words in said if _loops(words, PHRASE_UNIT, PHRASE_REPEATS, WORD_REPEATS)}
+    runs: list[list[tuple[Segment, Hashable]]] = []
+    for segment, words in said:
+        if not runs or segment.start > runs[-1][-1][0].end + PAUSE_S:
+            runs.append([])
+        runs[-1].append((segment, words))
+    for run in runs:
+        found |= {run[place][0].id for place in _loops([words for _, words in run], SEGMENT_UNIT, SEGMENT_REPEATS)}
+    return found
 
 
 def _words(text: str) -> list[str]:

@@ -62,6 +62,26 @@ def test_segments_that_take_turns_are_a_loop() -> None:
     assert repeated("Go on.", *["What?", "Nothing."] * 2, "Well.") == ()
 
 
+def test_what_two_say_in_turn_is_no_loop_and_what_one_says_between_it_is() -> None:
+    turns = [segment(i, text) for i, text in enumerate(["Yes.", "No."] * 3)]
+    assert heard(turns).repetition_segments == (0, 1, 2, 3, 4, 5)
+    spoken = [each.model_copy(update={"speaker": f"SPEAKER_0{i % 2}"}) for i, each in enumerate(turns)]
+    assert heard(spoken).repetition_segments == (0, 1, 2, 3, 4, 5), "each says the same three times"
+    varied = [each.model_copy(update={"text": f"No {i}."}) if i % 2 else each for i, each in enumerate(spoken)]
+    assert heard(varied).repetition_segments == (0, 2, 4)
+    two = [each.model_copy(update={"text": ["Yes.", "No.", "Well.", "Yes."][i % 4]}) for i, each in enumerate(spoken)]
+    assert heard(two).repetition_segments == ()
+
+
+def test_an_announcement_is_no_loop() -> None:
+    segments = [segment(100 * i, "Mind the gap.") for i in range(5)]
+    assert heard(segments).repetition_segments == ()
+    assert (
+        heard([each.model_copy(update={"start": each.start / 10, "end": each.end / 10}) for each in segments])
+        != Quality()
+    )
+
+
 def test_segments_without_text_are_no_loop_and_break_none() -> None:
     assert repeated(*[" "] * 5) == ()
     assert repeated(*["..."] * 5) == ()
