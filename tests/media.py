@@ -36,8 +36,8 @@ def ffmpeg(*arguments: str | Path, given: bytes = b"") -> bytes:
     return subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE).stdout
 
 
-def read_pcm(path: Path) -> Pcm:
-    return np.fromfile(path, "<i2")
+def read_pcm(path: Path, first_byte: int = 0) -> Pcm:
+    return np.fromfile(path, "<i2", offset=first_byte)
 
 
 def noise(n_samples: int, peak: int = 8000, seed: int = 0) -> Pcm:

@@ -11,8 +11,7 @@ from pathlib import Path
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import BYTES_PER_SAMPLE, all_audio, counted
 from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, check_channels, examine
-from gpu_daemon.audio.sink import NO_SPACE
-from gpu_daemon.audio.wave import copy_samples, loud_at_once, plain_samples
+from gpu_daemon.audio.wave import HEADER, loud_at_once, plain_samples
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import JobError, NotMedia, TooLarge
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
@@ -26,6 +25,8 @@ TIMEOUT_PER_AUDIO_S = 0.25
 @dataclass(frozen=True, slots=True)
 class Decoded:
     path: Path
+    first_byte: int
+    """Where in it the samples begin."""
     channels: int
     n_samples: int
     """Of each channel, as is the next."""
@@ -40,16 +41,15 @@ class Decoded:
 async def decode(
     source: Path, target: Path, *, max_duration_s: int, trim_silence: bool, split: bool = False
 ) -> Decoded:
-    """`split`: do not mix the channels.
+    """Into `target`, unless the engine can hear `source` as it is. `split`: do not mix the channels.
 
     Raises NotMedia, TooLarge, InvalidRequest, JobError; there is no target then, nor when the caller is cancelled.
     """
     timeout_s = TIMEOUT_BASE_S + TIMEOUT_PER_AUDIO_S * max_duration_s
     complete = False
     try:
-        if (n_samples := await blocking(partial(_copied, source, target, max_duration_s, trim_silence))) is not None:
-            complete = True
-            return Decoded(target, 1, n_samples, 0)
+        if (n_samples := await blocking(partial(_as_it_is, source, max_duration_s, trim_silence))) is not None:
+            return Decoded(source, HEADER.size, 1, n_samples, 0)
         info = await examine(source, timeout_s)
         if split:
             check_channels(info)
@@ -63,19 +63,13 @@ async def decode(
             target.unlink(missing_ok=True)
 
 
-def _copied(source: Path, target: Path, max_duration_s: int, trim_silence: bool) -> int | None:
+def _as_it_is(source: Path, max_duration_s: int, trim_silence: bool) -> int | None:
     """The samples of a file that needs no decoding, nor silence to be counted; None: of another. Blocks."""
     n_samples = plain_samples(source)
     if n_samples is None or (trim_silence and not loud_at_once(source)):
         return None
     if n_samples > max_duration_s * SAMPLE_RATE_HZ:
         raise _too_long(max_duration_s)
-    try:
-        copy_samples(source, target)
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise _no_space() from error
-        raise
     return n_samples
 
 
@@ -125,7 +119,7 @@ async def _decode(
     if "[error]" in finished.stderr:
         log.info("audio.damaged", decoded_s=n_samples / SAMPLE_RATE_HZ, stderr=finished.stderr[-2000:])
     heard_samples = counted(finished.stdout, channels) if trim_silence else None
-    return Decoded(target, channels, n_samples, 0 if heard_samples is None else max(0, n_samples - heard_samples))
+    return Decoded(target, 0, channels, n_samples, 0 if heard_samples is None else max(0, n_samples - heard_samples))
 
 
 def _too_long(max_duration_s: int) -> TooLarge:

@@ -6,7 +6,6 @@ really a compressed stream. Streams that travel as PCM are stereo of 44.1 or 48 
 """
 
 import os
-import shutil
 import struct
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 BYTES_PER_SAMPLE = 2
 MOST_BYTES = 64 << 20
-"""They are copied in a few hundredths of a second; with more, the start of ffmpeg is nothing."""
+"""With more, the start of ffmpeg is nothing."""
 WINDOW_SAMPLES = SAMPLE_RATE_HZ // 50
 """Of ffmpeg's filter silenceremove, which asks for the root mean square of each."""
 LOUD = 0.02
@@ -37,14 +36,6 @@ def plain_samples(source: Path) -> int | None:
     form = (b"fmt ", 16, 1, 1, rate, rate * width, width, 8 * width)
     plain = HEADER.pack(b"RIFF", size_bytes - 8, b"WAVE", *form, b"data", n_bytes)
     return n_bytes // BYTES_PER_SAMPLE if header == plain else None
-
-
-def copy_samples(source: Path, target: Path) -> None:
-    """What comes after the header. Blocks."""
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as samples, source.open("rb") as file:
-        file.seek(HEADER.size)
-        shutil.copyfileobj(file, samples, 1 << 20)
 
 
 def loud_at_once(source: Path) -> bool:

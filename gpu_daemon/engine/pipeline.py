@@ -24,6 +24,8 @@ class Request(Protocol):
     @property
     def audio_path(self) -> Path: ...
     @property
+    def first_byte(self) -> int: ...
+    @property
     def channels(self) -> int: ...
     @property
     def skip_samples(self) -> int: ...
@@ -42,7 +44,7 @@ class Hearing:
         """Raises JobError when its audio is gone."""
         self._engine = engine
         self._request = request
-        self._pcm = _open(request.audio_path, request.channels)
+        self._pcm = _open(request.audio_path, request.first_byte, request.channels)
         self._duration_s = len(self._pcm) / SAMPLE_RATE_HZ
         self._channels: list[Channel] = []
         self._merge = Merge(self._channels)
@@ -145,12 +147,12 @@ class Hearing:
         return round(sum(dropped_s) / len(dropped_s), 3)
 
 
-def _open(path: Path, channels: int) -> Pcm:
+def _open(path: Path, first_byte: int, channels: int) -> Pcm:
     """int16[n_samples, channels], read from the disk as it is used."""
     try:
-        n_samples = path.stat().st_size // (2 * channels)
-        if n_samples == 0:  # nothing can be mapped then
+        n_samples = (path.stat().st_size - first_byte) // (2 * channels)
+        if n_samples <= 0:  # nothing can be mapped then
             return np.empty((0, channels), np.int16)
-        return np.memmap(path, dtype="<i2", mode="r", shape=(n_samples, channels))
+        return np.memmap(path, dtype="<i2", mode="r", offset=first_byte, shape=(n_samples, channels))
     except OSError as error:
         raise JobError("the decoded audio of the job is gone", code="audio_lost") from error

@@ -49,6 +49,15 @@ class _Job:
             return
         self._reported_at_s = now_s
         self._send(JobProgress(job_id=self.id, stage=stage, fraction=fraction))
+        self.report_heard()
+
+    def merging(self) -> None:
+        """It takes no time worth a report, but for a very long file."""
+        self._stage = Stage.MERGING
+        self.report(Stage.MERGING, 0.0)
+        self.report_heard()
+
+    def report_heard(self) -> None:
         if self.hearing is not None and (new := self.hearing.heard(self._segments_sent)):
             self._send(JobSegments(job_id=self.id, first=self._segments_sent), _SEGMENTS.dump_json(new))
             self._segments_sent += len(new)
@@ -174,7 +183,8 @@ class JobThread(threading.Thread):
 
         hearing = job.hearing = job.hearing or Hearing(self._engine, job.run)
         if not hearing.is_empty:
-            job.report(Stage.LOADING, 0.0)
+            if job.run.model.name not in self._announced:
+                job.report(Stage.LOADING, 0.0)
             hearing.load(loading)
             hearing.begin()
             job.report(Stage.TRANSCRIBING, 0.0)
@@ -204,7 +214,7 @@ class JobThread(threading.Thread):
 
     def _answer(self, job: _Job, hearing: Hearing) -> None:
         try:
-            job.report(Stage.MERGING, 0.0)
+            job.merging()
             transcript, timings = hearing.result()
             body = transcript.model_dump_json().encode()
         except JobError as error:

@@ -41,6 +41,8 @@ class Run(Message):
     model: ModelSpec
     audio_path: Path
     """s16le, 16 kHz"""
+    first_byte: int
+    """Where in it the samples begin."""
     channels: int
     skip_samples: int
     """Leading silence that is not decoded; the transcript's times count from the start of the file all the same."""

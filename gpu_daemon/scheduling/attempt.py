@@ -146,6 +146,7 @@ class Attempt:
             job_id=job.id,
             model=spec,
             audio_path=prepared.audio.path,
+            first_byte=prepared.audio.first_byte,
             channels=prepared.audio.channels,
             skip_samples=prepared.audio.skip_samples,
             options=job.options,

@@ -39,8 +39,8 @@ class Heard:
 async def hear(source: Path, *, trim_silence: bool = True, max_duration_s: int = 600) -> Heard:
     target = source.with_suffix(".s16")
     decoded = await decode(source, target, max_duration_s=max_duration_s, trim_silence=trim_silence)
-    assert decoded.path == target
-    samples = read_pcm(target)
+    assert decoded.path == (target if target.exists() else source)
+    samples = read_pcm(decoded.path, decoded.first_byte)
     assert decoded.n_samples == len(samples)
     return Heard(decoded, samples)
 

@@ -36,10 +36,13 @@ class Hears:
         self.engine = FakeEngine()
         self._path = directory / "audio"
 
+    header = b""
+    """What the file has before its samples."""
+
     def begun(self, audio: Audio, **given: object) -> Hearing:
-        self._path.write_bytes(pcm(audio))
+        self._path.write_bytes(self.header + pcm(audio))
         channels = 1 if audio.ndim == 1 else audio.shape[1]
-        hearing = Hearing(self.engine, run_of(self._path, channels=channels, **given))  # type: ignore[arg-type]
+        hearing = Hearing(self.engine, run_of(self._path, first_byte=len(self.header), channels=channels, **given))  # type: ignore[arg-type]
         if not hearing.is_empty:
             hearing.load(nothing)
             hearing.begin()
@@ -62,6 +65,13 @@ class Hears:
 @pytest.fixture
 def hears(tmp_path: Path) -> Hears:
     return Hears(tmp_path)
+
+
+def test_samples_may_begin_behind_a_header(hears: Hears) -> None:
+    expected = hears(tone(6.0))
+    hears.header = b"RIFF" + b"\xff" * 40
+    assert hears(tone(6.0)) == expected
+    assert hears.begun(tone(0)).is_empty
 
 
 def test_each_channel_is_a_speaker_and_they_come_in_order(hears: Hears) -> None:

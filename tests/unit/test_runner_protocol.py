@@ -50,6 +50,7 @@ messages: st.SearchStrategy[AnyMessage] = st.one_of(
         job_id=text.map(JobId),
         model=st.builds(ModelSpec, name=text, path=names.map(Path), official=st.none() | text),
         audio_path=names.map(Path),
+        first_byte=sizes,
         skip_samples=sizes,
         options=options,
     ),
