@@ -24,6 +24,11 @@ DATABASE_AWAY = (
 AWAY = "the database does not answer; try again in a moment"
 
 
+def is_away(error: Exception) -> bool:
+    """Not what asyncpg says of an argument that it cannot encode."""
+    return isinstance(error, DATABASE_AWAY) and not isinstance(error, ValueError)
+
+
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncIterator[Connection]:
     """A pooled connection. Raises Unavailable when the database is away, OutcomeUnknown when it goes away meanwhile."""
@@ -34,7 +39,7 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
     try:
         yield connected
     except DATABASE_AWAY as error:
-        if isinstance(error, ValueError):  # an argument that asyncpg cannot encode
+        if not is_away(error):
             raise
         raise OutcomeUnknown(AWAY, retry_after_s=5) from error
     finally:

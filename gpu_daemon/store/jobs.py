@@ -90,7 +90,7 @@ class JobStore:
         self._ends = Together(pool, END)
         self._doubts = Doubts()
         self._leases: dict[JobId, uuid.UUID] = {}
-        """Of claims that may have been made."""
+        """Of claims that broke and may have been made: tried again, they are found by it."""
 
     async def insert(
         self, new: NewJob, idempotency: IdempotencyKey | None = None, *, model_sha256: str | None = None
@@ -227,21 +227,24 @@ class JobStore:
     async def claim(self, job_id: JobId, worker_index: int) -> tuple[Claim, Job] | None:
         """queued → processing; the attempt is counted here. None: somebody else has moved the job."""
         check_move(JobState.QUEUED, JobState.PROCESSING)
-        tried = job_id in self._leases
-        key, lease_token = uuid.UUID(job_id), self._leases.setdefault(job_id, uuid.uuid4())
+        earlier = self._leases.get(job_id)
+        key, lease_token = uuid.UUID(job_id), earlier or uuid.uuid4()
         move = (key, JobState.PROCESSING, lease_token)
-        reach(FaultPoint.CLAIMING)
-        with self._doubts.about(move):
+        try:
+            reach(FaultPoint.CLAIMING)
             row = await self._claims.write(key, lease_token, worker_index)
-            if row is None and tried:
+            if row is None and earlier is not None:
                 async with connection(self._pool) as db:
                     row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE {MADE}", *move)
+            if row is not None:
+                reach(FaultPoint.CLAIMED)
+        except BaseException:
+            self._leases[job_id] = lease_token
+            raise
+        self._leases.pop(job_id, None)
         if row is None:
-            self._leases.pop(job_id, None)
             return None
-        reach(FaultPoint.CLAIMED)
         job = job_of(row)
-        self._leases.pop(job_id, None)  # a claim that broke before this is found by its lease when it is tried again
         return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
 
     async def fetched(self, job_id: JobId, file: SourceFile) -> bool:
