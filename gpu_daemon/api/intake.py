@@ -15,6 +15,7 @@ from gpu_daemon.api.context import Context
 from gpu_daemon.api.fields import Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.api.uploads import Upload, receive_json, receive_upload
+from gpu_daemon.audio.decode import Decoded, plain_audio
 from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
 from gpu_daemon.audio.probe import AudioInfo, check_channels, check_duration, probe
@@ -73,10 +74,11 @@ class Intake:
             upload = await self._received(request, source, translate)
             fields = upload.fields if translate is None else translate(upload.fields, True)
             submission = self._checked(fields)
-            file_name, duration_s = upload.file_name, None
+            file_name, duration_s, audio = upload.file_name, None, None
             if file_name is not None:
                 _check_alone(submission.url)
                 duration_s = (await self._examined(upload, source, submission.options)).duration_s
+                audio = self._known_audio(upload, source, submission.options)
             elif submission.url is not None:
                 file_name = name_in_url(submission.url)
             else:
@@ -104,7 +106,9 @@ class Intake:
         try:
             job = await self._context.jobs.alike(new) if rejoin else None
             if job is None:
-                job = await self._context.scheduler.submit(new, idempotency, reuse_result=submission.reuse_result)
+                job = await self._context.scheduler.submit(
+                    new, idempotency, reuse_result=submission.reuse_result, audio=audio
+                )
         except OutcomeUnknown:
             raise  # the row may have been committed, here as when we are cancelled: the files stay until that is known
         except Exception:
@@ -140,6 +144,13 @@ class Intake:
             await blocking(lambda: sync(source))
             reach(FaultPoint.FILE_SYNCED)
         return info
+
+    def _known_audio(self, upload: Upload, source: Path, options: JobOptions) -> Decoded | None:
+        """What the engine is to hear, if that is the file as it is."""
+        if upload.plain is None or upload.size_bytes is None or (options.trim_silence and not upload.is_loud):
+            return None
+        audio = plain_audio(source, upload.size_bytes)
+        return audio if audio.duration_s <= self._max_duration_s else None
 
     def _checked(self, fields: Fields) -> Submission:
         catalogue, settings = self._context.catalogue, self._context.settings

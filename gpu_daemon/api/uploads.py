@@ -14,6 +14,7 @@ from gpu_daemon.api.json_body import MAX_JSON_BYTES, json_fields
 from gpu_daemon.audio.pace import FileLimits, Pace
 from gpu_daemon.audio.probe import AudioInfo, plain
 from gpu_daemon.audio.sink import BATCH_BYTES, FileSink
+from gpu_daemon.audio.wave import loud_at_once
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import TooLarge, TooSlow
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -28,6 +29,8 @@ class Upload:
     sha256: str | None = None
     plain: AudioInfo | None = None
     """Of a file that is known without ffmpeg; it is synced already."""
+    is_loud: bool = False
+    """And it has no leading silence that could be dropped."""
 
 
 async def receive_upload(
@@ -55,7 +58,7 @@ async def receive_upload(
         form.finish()
         if form.file_name is None:
             return Upload(fields=form.fields)
-        plain_info = await blocking(partial(_finish, sink, form.take(), target))
+        plain_info, is_loud = await blocking(partial(_finish, sink, form.take(), target))
     finally:
         sink.close()
     return Upload(
@@ -64,18 +67,20 @@ async def receive_upload(
         size_bytes=form.file_size_bytes,
         sha256=sink.sha256,
         plain=plain_info,
+        is_loud=is_loud,
     )
 
 
-def _finish(sink: FileSink, rest: bytearray, target: Path) -> AudioInfo | None:
+def _finish(sink: FileSink, rest: bytearray, target: Path) -> tuple[AudioInfo | None, bool]:
     """All that is to be done with most files, in one go: each way to a thread and back costs more than the work."""
     sink.write(rest)
     reach(FaultPoint.FILE_WRITTEN)
     info = plain(target)
-    if info is not None:
-        sink.sync()
-        reach(FaultPoint.FILE_SYNCED)
-    return info
+    if info is None:
+        return None, False
+    sink.sync()
+    reach(FaultPoint.FILE_SYNCED)
+    return info, loud_at_once(target)
 
 
 async def receive_json(receive: Receive, limits: FileLimits) -> Upload:

@@ -48,8 +48,8 @@ async def decode(
     timeout_s = TIMEOUT_BASE_S + TIMEOUT_PER_AUDIO_S * max_duration_s
     complete = False
     try:
-        if (n_samples := await blocking(partial(_as_it_is, source, max_duration_s, trim_silence))) is not None:
-            return Decoded(source, HEADER.size, 1, n_samples, 0)
+        if (heard := await blocking(partial(_as_it_is, source, max_duration_s, trim_silence))) is not None:
+            return heard
         info = await examine(source, timeout_s)
         if split:
             check_channels(info)
@@ -63,14 +63,19 @@ async def decode(
             target.unlink(missing_ok=True)
 
 
-def _as_it_is(source: Path, max_duration_s: int, trim_silence: bool) -> int | None:
-    """The samples of a file that needs no decoding, nor silence to be counted; None: of another. Blocks."""
+def plain_audio(source: Path, size_bytes: int) -> Decoded:
+    """Of a file that `plain_samples` knows, with no silence to be dropped."""
+    return Decoded(source, HEADER.size, 1, (size_bytes - HEADER.size) // BYTES_PER_SAMPLE, 0)
+
+
+def _as_it_is(source: Path, max_duration_s: int, trim_silence: bool) -> Decoded | None:
+    """A file that needs no decoding, nor silence to be counted; None: another. Blocks."""
     n_samples = plain_samples(source)
     if n_samples is None or (trim_silence and not loud_at_once(source)):
         return None
     if n_samples > max_duration_s * SAMPLE_RATE_HZ:
         raise _too_long(max_duration_s)
-    return n_samples
+    return plain_audio(source, source.stat().st_size)
 
 
 async def _decode(

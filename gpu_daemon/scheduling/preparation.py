@@ -79,8 +79,10 @@ class Preparer:
             if not self.has_room(for_urls=for_urls):
                 return
             is_fetched = job.source_url is not None
-            if job.id not in self._begun and (
-                self._fetched < FETCHED_AHEAD if is_fetched else self._uploaded < self._ahead_limit
+            if (
+                job.audio is None
+                and job.id not in self._begun
+                and (self._fetched < FETCHED_AHEAD if is_fetched else self._uploaded < self._ahead_limit)
             ):
                 self._begin(job)
 
@@ -108,6 +110,9 @@ class Preparer:
 
     async def prepared(self, job: Waiting) -> Prepared:
         """The decoded audio; whoever gets it owns the file. Raises NotMedia, TooLarge, JobError and its like."""
+        if job.audio is not None:
+            reach(FaultPoint.DECODED)
+            return Prepared(job.audio, {Stage.PREPARING.value: 0.0})
         begun = self._begin(job)
         try:
             outcome = await asyncio.shield(begun.task)

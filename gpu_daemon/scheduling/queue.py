@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from gpu_daemon.audio.decode import Decoded
 from gpu_daemon.jobs.model import ChannelMode, Job, JobId
 
 AFFINITY_PLACES = 200
@@ -27,9 +28,11 @@ class Waiting:
     """Where its file is to be fetched; None: it is there."""
     attempt: int
     """How many have been made."""
+    audio: Decoded | None = None
+    """What the engine is to hear, if nothing is to be prepared."""
 
     @classmethod
-    def of(cls, job: Job) -> "Waiting":
+    def of(cls, job: Job, audio: Decoded | None = None) -> "Waiting":
         return cls(
             id=job.id,
             seq=job.seq,
@@ -41,6 +44,7 @@ class Waiting:
             split_channels=job.options.channel_mode is ChannelMode.SPLIT,
             source_url=job.source_url,
             attempt=job.attempt,
+            audio=audio,
         )
 
 
@@ -71,6 +75,12 @@ class JobQueue:
         self._last: dict[tuple[int, str | None], int] = {}  # the last round with a job of this client, by priority
         self._passed_over: dict[JobId, float] = {}  # when first
         self._n_urls = 0
+        self._n_prepared = 0
+
+    @property
+    def has_unprepared(self) -> bool:
+        """There is a job whose audio is to be prepared."""
+        return self._n_prepared < len(self._order)
 
     @property
     def has_urls(self) -> bool:
@@ -149,6 +159,7 @@ class JobQueue:
         self._passed_over.pop(job_id, None)
         del self._order[bisect_left(self._order, place)]
         self._n_urls -= place.job.source_url is not None
+        self._n_prepared -= place.job.audio is not None
         if not self._order:
             self._served.clear()
             self._last.clear()
@@ -169,4 +180,5 @@ class JobQueue:
         place = self._places[job.id] = _Place(-job.priority, turn, job.seq, job.id, job)
         insort(self._order, place)
         self._n_urls += job.source_url is not None
+        self._n_prepared += job.audio is not None
         return True

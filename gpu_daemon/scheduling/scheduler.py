@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from gpu_daemon import clock
+from gpu_daemon.audio.decode import Decoded
 from gpu_daemon.audio.fetch import Fetcher, FetchLimits
 from gpu_daemon.blocking import Gathered
 from gpu_daemon.callbacks.outbox import Outbox
@@ -151,10 +152,18 @@ class Scheduler:
         check_disk(self._settings, size_bytes)
 
     async def submit(
-        self, new: NewJob, idempotency: IdempotencyKey | None = None, *, reuse_result: bool = False
+        self,
+        new: NewJob,
+        idempotency: IdempotencyKey | None = None,
+        *,
+        reuse_result: bool = False,
+        audio: Decoded | None = None,
     ) -> Job:
-        """Its files are synced already. When this returns the job cannot be lost; it has another id than `new` when the
-        client's key has made one before. Raises Conflict, Unavailable."""
+        """Its files are synced already. `audio`: what the engine is to hear, if nothing is to be prepared.
+
+        When this returns the job cannot be lost; it has another id than `new` when the
+        client's key has made one before. Raises Conflict, Unavailable.
+        """
         self._check_open()
         spec = self._catalogue.spec(new.options.model) if reuse_result and self._settings.reuse_results else None
         try:
@@ -171,7 +180,7 @@ class Scheduler:
             done = await self._reused(job, job.earlier_result, spec.sha256)
             if done is not None:
                 return done
-        self._enter(job)
+        self._enter(job, audio)
         return job
 
     async def cancel(self, job_id: JobId) -> Job:
@@ -411,8 +420,8 @@ class Scheduler:
         except Unavailable:
             return None
 
-    def _enter(self, job: Job) -> None:
-        self._queue.push(Waiting.of(job))
+    def _enter(self, job: Job, audio: Decoded | None = None) -> None:
+        self._queue.push(Waiting.of(job, audio))
         self._open.add(job.id)
         self._queued(job.id)
 
@@ -493,7 +502,8 @@ class Scheduler:
         self._changed.set()
 
     def _look_ahead(self) -> None:
-        if not self._stopping and self._preparer.has_room(for_urls=self._queue.has_urls):
+        room = self._queue.has_unprepared and self._preparer.has_room(for_urls=self._queue.has_urls)
+        if room and not self._stopping:
             # A job whose model is still downloading can wait for its file as well.
             loaded = {name for worker in self._workers for name in worker.loaded}
             jobs = (job for job in self._queue.ahead(loaded) if self._catalogue.spec(job.model) is not None)

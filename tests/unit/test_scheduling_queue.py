@@ -1,8 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_daemon.audio.decode import Decoded
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 
@@ -47,6 +49,19 @@ def test_whether_a_file_is_still_to_be_fetched_is_known() -> None:
     known.append(queue.has_urls)
     assert queue.remove(by_url.id) == by_url
     assert [*known, queue.has_urls] == [False, True, False, True, False]
+
+
+def test_whether_there_is_audio_to_prepare_is_known() -> None:
+    queue, ready = JobQueue(), replace(waiting(1), audio=Decoded(Path("source"), 44, 1, 16_000, 0))
+    known = [queue.has_unprepared]
+    queue.push(ready)
+    known.append(queue.has_unprepared)
+    queue.push(waiting(2))
+    known.append(queue.has_unprepared)
+    assert queue.take(anything) == ready
+    known.append(queue.has_unprepared)
+    assert queue.take(anything) == waiting(2)
+    assert [*known, queue.has_unprepared] == [False, False, True, True, False]
 
 
 def test_a_job_that_cannot_run_yet_keeps_its_place() -> None:
