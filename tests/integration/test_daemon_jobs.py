@@ -157,7 +157,7 @@ async def test_an_unknown_setting_or_a_busy_port_is_said_plainly(
 
 async def test_two_devices_two_at_once_in_order_of_priority(tmp_path: Path, database: ConnectionParameters) -> None:
     write(conversation("en", 500_007, 1), tmp_path / "one.wav", "wav")
-    settings = {"DEVICES": "cpu,cpu", "GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
+    settings = {"DEVICES": "cpu,cpu", "GPU_DAEMON_ENGINE": "tests.fake_engine:create", "JOBS_PER_GPU": "1"}
     async with running_daemon(tmp_path, database, **settings) as daemon:
 
         async def held(name: str, priority: str = "0") -> dict[str, Any]:
