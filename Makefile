@@ -6,7 +6,7 @@ RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORC
 PEERS_STAMP := .cache/bench-peers/$(shell cksum <bench/requirements-peers.txt | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check chaos fuzz bench bench-memory bench-queue doctor format venv
+.PHONY: help demo run test check parity chaos fuzz bench bench-memory bench-queue bench-engine doctor format venv
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -33,6 +33,10 @@ check: $(DEV_STAMP) ## the part of `test` that only reads the code
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-logo
 
+parity: $(DEV_STAMP) ## does the engine hear exactly what whisper.transcribe hears? 70 minutes of audio (ARGUMENTS)
+	@deploy/system-packages.sh espeak-ng
+	$(PY) -W ignore -m tests.parity.sweep $(ARGUMENTS)
+
 JOBS ?= 2000
 KILLS ?= 40
 chaos: $(DEV_STAMP) ## 2,000 jobs through 40 kills of daemon, runner, database, receiver: what was lost? (JOBS, KILLS, SEED)
@@ -56,6 +60,12 @@ bench-memory: $(DEV_STAMP) ## memory of a runner over 500 jobs: about four minut
 bench-queue: $(DEV_STAMP) $(PEERS_STAMP) ## jobs that take no time, beside Celery and RQ on Redis
 	@deploy/system-packages.sh redis-server
 	$(PY) -m bench.queue
+
+FILES ?= 1 8
+bench-engine: $(DEV_STAMP) $(PEERS_STAMP) ## the engine beside whisper.transcribe and faster-whisper, same weights (FILES, ARGUMENTS)
+	@deploy/system-packages.sh espeak-ng
+	$(PY) -m bench.engine --files $(FILES) $(ARGUMENTS)
+	$(PY) -m bench.engine --files $(FILES) --model demo $(ARGUMENTS)
 
 doctor: $(RUN_STAMP) ## what would keep the daemon from working on this machine
 	@$(PY) -m gpu_daemon doctor
