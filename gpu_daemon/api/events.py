@@ -3,12 +3,14 @@
 Events are made from what the job is when its reader is ready for one: a slow reader gets fewer of them, not a queue.
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from gpu_daemon.api.access import Client, own_job
@@ -17,15 +19,16 @@ from gpu_daemon.api.errors import documented
 from gpu_daemon.api.following import Look, all_segments, follow
 from gpu_daemon.api.jobs import JobIdPath, summary
 from gpu_daemon.api.line import Streamed
-from gpu_daemon.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, MEDIA_TYPE, message, retry
+from gpu_daemon.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, MEDIA_TYPE, message, retry, written
 from gpu_daemon.errors import NotFound
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.transcript.model import Segment
 
 router = APIRouter(tags=["jobs"])
+_SEGMENTS = TypeAdapter(tuple[Segment, ...])
 COME_BACK_MS = 2000
-AT_ONCE = 100
+AT_ONCE = 25
 """Segments in one event."""
 PER_ATTEMPT = 1_000_000
 """An event's number: the attempt times this, plus the segments told of so far. The last event ends in nines."""
@@ -61,25 +64,23 @@ class Teller:
         self._state = shown
         return message(summary, event="state", id=self.number)
 
-    def segments(self, attempt: int, heard: tuple[Segment, ...]) -> list[bytes]:
-        """Those that are new, or others than were told before."""
-        same = 0
-        if attempt == self.attempt:
-            same = _first_difference(self._told, heard) if self._told else min(self.count, len(heard))
-        fewer = len(heard) == same < self.count and attempt == self.attempt
-        events = []
+    def known(self, attempt: int, heard: tuple[Segment, ...]) -> int:
+        """How many of them, from the first on, were told as they are now. Takes a while where they are other objects
+        than those that were seen before."""
+        if attempt != self.attempt:
+            return 0
+        return _first_difference(self._told, heard) if self._told else min(self.count, len(heard))
+
+    def segments(self, attempt: int, heard: tuple[Segment, ...], known: int) -> Iterator[bytes]:
+        """All after the first `known`: each event is made when its reader is ready for it."""
+        fewer = attempt == self.attempt and len(heard) == known < self.count
         self.attempt = attempt
-        for first in range(same, len(heard) + fewer, AT_ONCE):
+        for first in range(known, len(heard) + fewer, AT_ONCE):
             some = heard[first : first + AT_ONCE]
             self.count = first + len(some)
-            said = {
-                "attempt": attempt,
-                "first": first,
-                "segments": [segment.model_dump(mode="json") for segment in some],
-            }
-            events.append(message(said, event="segments", id=self.number))
+            said = f'{{"attempt": {attempt}, "first": {first}, "segments": {_SEGMENTS.dump_json(some).decode()}}}'
+            yield written(said, event="segments", id=self.number)
         self.count, self._told = len(heard), heard
-        return events
 
 
 def end_number(job: Job) -> int:
@@ -131,17 +132,20 @@ async def _events(context: Context, job: Job, teller: Teller) -> AsyncGenerator[
                 for event in _of(teller, look, last) if job.state not in TERMINAL else ():
                     yield event
         if job.state is JobState.COMPLETED:
-            for event in teller.segments(job.attempt, await all_segments(context, job.id)):
+            heard = await all_segments(context, job.id)
+            known = await asyncio.to_thread(teller.known, job.attempt, heard)
+            for event in teller.segments(job.attempt, heard, known):
                 yield event
     except NotFound:  # it was deleted, and cancelled before that
         last |= {"status": JobState.CANCELLED.value, "stage": None, "queue_position": None}
     yield message(last, event="end", id=end_number(job))
 
 
-def _of(teller: Teller, look: Look, said: dict[str, Any]) -> list[bytes]:
-    state = teller.state(said)  # first: its number must not count segments that come after it
-    events = [] if state is None else [state]
-    return events if look.live is None else [*events, *teller.segments(look.live.attempt, look.segments)]
+def _of(teller: Teller, look: Look, said: dict[str, Any]) -> Iterator[bytes]:
+    if (state := teller.state(said)) is not None:  # first: its number must not count segments that come after it
+        yield state
+    if look.live is not None:
+        yield from teller.segments(look.live.attempt, look.segments, teller.known(look.live.attempt, look.segments))
 
 
 def _first_difference(one: tuple[Segment, ...], other: tuple[Segment, ...]) -> int:

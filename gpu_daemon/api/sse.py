@@ -12,9 +12,14 @@ KEEP_ALIVE_S = 15.0
 
 
 def message(data: Any, *, event: str | None = None, id: int | None = None) -> bytes:
-    """`data` as JSON, which has no line breaks."""
+    """`data` as JSON."""
+    return written(json.dumps(data, ensure_ascii=False), event=event, id=id)
+
+
+def written(data: str, *, event: str | None = None, id: int | None = None) -> bytes:
+    """`data` on one line, as JSON always is."""
     lines = ["" if id is None else f"id: {id}\n", "" if event is None else f"event: {event}\n"]
-    return f"{''.join(lines)}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    return f"{''.join(lines)}data: {data}\n\n".encode()
 
 
 def retry(after_ms: int) -> bytes:

@@ -12,6 +12,8 @@ from gpu_daemon.engine.model import Memory
 from gpu_daemon.engine.rows import Rows, Rules, resized, sampled
 from gpu_daemon.engine.sequence import Decoded, Sequence
 
+NOISES = 512
+"""More than a sequence can have tokens, each of which is drawn with a noise of its own."""
 LENGTH_STEP = 64
 """Self-attention reads the past in pieces of so many tokens: few shapes, and little that is read in vain."""
 
@@ -109,7 +111,7 @@ class Batch:
                 prompt,
                 limit=limit,
                 temperature=sequence.temperature,
-                seed=sequence.seed + hypothesis,
+                seed=sequence.seed + hypothesis * NOISES,
             )
         self._lengths.append(len(prompt))
         if self._beams is not None:

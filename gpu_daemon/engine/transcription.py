@@ -30,8 +30,8 @@ class Pause:
 class Recognise:
     """Asks for the language of these frames; the answer is a code and its probability."""
 
-    start: int = 0
-    end: int = N_FRAMES
+    start: int
+    end: int
 
 
 Talk = Generator["Question | Pause | Recognise", Any, None]
@@ -62,6 +62,8 @@ class WhisperTranscription:
         self._options = options
         self._planning = plan(audio, options)
         self._plan: Plan | None = None
+        self._clips: list[tuple[int, int]] = []
+        """In frames."""
         self._language = options.language
         self._probability: float | None = None
         self._listeners: list[Listener] = []
@@ -120,7 +122,6 @@ class WhisperTranscription:
         if self._listeners or self._plan is None:
             return []
         self.tokenizer = self.model.tokenizer(self._language or "en", self._options.task.value)
-        clips = [(round(clip.start_s * FRAMES_PER_S), round(clip.end_s * FRAMES_PER_S)) for clip in self._plan.clips]
         prompt, prompt_for_all = prompt_of(self.model, self._options)
         self._listeners = [
             Listener(
@@ -132,7 +133,7 @@ class WhisperTranscription:
                 prompt=prompt,
                 prompt_for_all=prompt_for_all,
             )
-            for together in ([[clip] for clip in clips] if self._plan.independent else [clips])
+            for together in ([[clip] for clip in self._clips] if self._plan.independent else [self._clips])
         ]
         return [self._asker(listener.run()) for listener in self._listeners]
 
@@ -145,8 +146,11 @@ class WhisperTranscription:
                 yield Pause()
             except StopIteration as planned:
                 self._plan = planned.value
-        if self._language is None and self.model.is_multilingual:
-            self._language, self._probability = yield Recognise()
+                self._clips = [(round(a * FRAMES_PER_S), round(b * FRAMES_PER_S)) for a, b in planned.value.clips]
+        if self._language is None and self.model.is_multilingual and self._clips:
+            # whisper listens to the first 30 s of a file, speech or not.
+            window = self._clips[0] if self._plan.independent else (0, N_FRAMES)
+            self._language, self._probability = yield Recognise(*window)
 
     def _asker(self, talk: Talk) -> Asker:
         asker = Asker(self, talk)
