@@ -9,6 +9,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -64,17 +65,17 @@ class Attendance:
             taken = await take(request, client, translate, rejoin=retries > 0)
             if taken.replayed:
                 log.info("job.rejoined", job_id=taken.job.id)
-            if not taken.replayed or taken.job.id in self._listeners:
+            counts = not taken.replayed or taken.job.id in self._listeners
+            if counts:
                 self._listeners[taken.job.id] = self._listeners.get(taken.job.id, 0) + 1
         patience_s = 0.0
         if RETRY_COUNT in request.headers:
             patience_s = ARRIVAL_S + min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**retries)
-        return Attended(self, self._context, taken, who=_who(request, client), patience_s=patience_s)
+        leave = partial(self._left, taken.job.id, _who(request, client), patience_s) if counts else None
+        return Attended(self._context, taken, leave)
 
-    def left(self, job_id: JobId, *, hung_up: bool, who: str, patience_s: float) -> None:
+    def _left(self, job_id: JobId, who: str, patience_s: float, hung_up: bool) -> None:
         """A listener has gone: because it hung up, or with its answer."""
-        if job_id not in self._listeners:
-            return
         self._listeners[job_id] -= 1
         if not hung_up:
             if self._listeners[job_id] == 0:
@@ -116,11 +117,10 @@ class Attendance:
 class Attended:
     """A job and its client on the line; one of `answer` and `stream` is what the route answers with."""
 
-    def __init__(self, attendance: Attendance, context: Context, taken: Taken, *, who: str, patience_s: float) -> None:
-        self._attendance = attendance
+    def __init__(self, context: Context, taken: Taken, leave: Callable[[bool], None] | None) -> None:
+        """`leave`: True, the client hung up; None: the job is somebody else's, and goes on whatever happens here."""
         self._context = context
-        self._who = who
-        self._patience_s = patience_s
+        self._leave = leave
         self.taken = taken
         self.headers = {"x-job-id": taken.job.id}
 
@@ -134,7 +134,8 @@ class Attended:
             hung_up = True
             raise
         finally:
-            self._attendance.left(self.taken.job.id, hung_up=hung_up, who=self._who, patience_s=self._patience_s)
+            if self._leave is not None:
+                self._leave(hung_up)
 
     def answer(self, make: Answer, *, drips: bool = False) -> Response:
         """Made when the job has ended. `drips`: it is JSON, and blanks may go before it while the job takes long."""
