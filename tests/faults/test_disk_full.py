@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gpu_daemon.database.pool import ConnectionParameters
-from gpu_daemon.scheduling import worker
+from gpu_daemon.scheduling import attempt
 from tests.invariants import violations, watch
 from tests.media import ffmpeg
 from tests.receiver import Receiver
@@ -89,7 +89,7 @@ async def test_a_job_that_cannot_be_decoded_for_lack_of_room_is_done_when_there_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault 9: two minutes that are a small file, and 4 MB when they are decoded."""
-    monkeypatch.setattr(worker, "DISK_FULL_PAUSE_S", 0.2)
+    monkeypatch.setattr(attempt, "DISK_FULL_PAUSE_S", 0.2)
     await watch(database)
     made = ("-f", "lavfi", "-i", "sine=440:sample_rate=16000", "-t", "120", "-c:a", "flac", "-f", "flac", "pipe:1")
     audio = ffmpeg(*made)
