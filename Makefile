@@ -53,7 +53,7 @@ bench: $(DEV_STAMP) ## latency of /health under load, memory during a large uplo
 	$(PY) -m bench.health_latency
 	$(PY) -m bench.upload_memory
 
-bench-memory: $(DEV_STAMP) ## memory of a runner over 500 jobs: about four minutes on two cores
+bench-memory: $(DEV_STAMP) ## memory of a runner over 500 jobs: 150 s of processor time
 	@deploy/system-packages.sh espeak-ng
 	$(PY) -m bench.runner_memory
 
