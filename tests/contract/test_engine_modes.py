@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import whisper
 
 from gpu_daemon.engine.base import Audio
 from gpu_daemon.engine.clips import Plan, Span
+from gpu_daemon.engine.pipeline import Hearing
 from gpu_daemon.engine.transcribe import WhisperEngine
 from gpu_daemon.engine.vad import VoiceDetector, plan
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
-from gpu_daemon.transcript.model import Segment
-from tests.runners import DEMO, demo, silence, speech, transcribed
+from gpu_daemon.transcript.model import Quality, Segment
+from tests.runners import DEMO, demo, pcm, run_of, silence, speech, spoken_at, transcribed
 from tests.speech import Spoken, conversation
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
@@ -104,9 +106,9 @@ def test_at_once_each_piece_is_whisper_with_this_clip_alone(engine: WhisperEngin
 
 
 def test_samples_of_16_bits_are_heard_as_floats_are(engine: WhisperEngine) -> None:
-    pcm = (speech() * 32767).astype(np.int16)
-    one = transcribed(engine, demo(), pcm, options())
-    other = transcribed(engine, demo(), pcm.astype(np.float32) / np.float32(32768), options())
+    samples = (speech() * 32767).astype(np.int16)
+    one = transcribed(engine, demo(), samples, options())
+    other = transcribed(engine, demo(), samples.astype(np.float32) / np.float32(32768), options())
     assert one == other
     assert one.text
 
@@ -127,3 +129,18 @@ def test_the_language_of_a_fast_file_is_that_of_its_first_speech(engine: Whisper
     assert heard.language == "fr"
     assert heard.segments[0].start == pytest.approx(45.0, abs=0.5)
     assert heard.duration == len(spoken.samples) / SAMPLE_RATE_HZ
+
+
+def test_a_sentence_again_and_again_is_doubted(engine: WhisperEngine, tmp_path: Path) -> None:
+    """And other speech is not."""
+    doubted = []
+    for audio in (spoken_at(0, 4, 8, 12), conversation("en", 630_003, 4).samples):
+        (tmp_path / "audio").write_bytes(pcm(audio))
+        hearing = Hearing(engine, run_of(tmp_path / "audio", temperature=(0.0,)))
+        hearing.begin()
+        while not hearing.ended:
+            engine.step()
+        transcript, _ = hearing.result()
+        assert len(transcript.segments) == 4
+        doubted.append(transcript.quality)
+    assert doubted == [Quality(repetition_segments=(0, 1, 2, 3)), Quality()]
