@@ -11,7 +11,9 @@ import pytest
 
 from gpu_daemon.api.schemas import Draining, Health, Ready, WorkerPage, WorkerView
 from gpu_daemon.database.pool import ConnectionParameters, Pool
+from gpu_daemon.jobs.model import Claim
 from gpu_daemon.runner import link
+from gpu_daemon.store.jobs import JobStore
 from tests.serving import POLL_S, ServedDaemon, served_daemon, tone
 
 SECOND = "second"
@@ -285,3 +287,49 @@ async def test_a_runner_that_cannot_be_killed_quarantines_its_device_and_no_othe
     assert (await workers(pair))[0].state == "quarantined"
     await order(pair, 0, "resume")
     await until(pair, lambda workers: workers[0].state == "idle" and workers[0].pid != victim.pid)
+
+
+async def test_the_next_job_is_claimed_while_the_end_of_the_last_is_recorded(
+    single: ServedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, reached, go = JobStore.complete, asyncio.Event(), asyncio.Event()
+
+    async def held(self: JobStore, claim: Claim, *args: Any, **kwargs: Any) -> bool:
+        if not reached.is_set():
+            reached.set()
+            await go.wait()
+        return await complete(self, claim, *args, **kwargs)
+
+    monkeypatch.setattr(JobStore, "complete", held)
+    first, second = await single.submit(), await single.submit()
+    await reached.wait()
+    assert (await single.finished(second))["status"] == "completed"
+    assert (await single.json("/queue"))["running"] == [first]
+    go.set()
+    assert (await single.finished(first))["attempt"] == 1
+
+
+async def test_jobs_go_on_while_a_model_is_loaded_beside_them(
+    tmp_path: Path, database: ConnectionParameters, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a runner may say nothing."""
+    stall_timeout_s = 4
+    there = tmp_path / "there"
+    there.touch()
+    monkeypatch.setenv("FAKE_LOAD_UNTIL", str(there))
+    async with served_daemon(tmp_path, database, monkeypatch, stall_timeout_s=stall_timeout_s) as served:
+        await offer_second(served, pool)
+        neighbour = await running(served, f"fake:until={tmp_path / 'go'}")
+        there.unlink()
+        loading = await served.submit(model=SECOND)
+        await served.until(loading, lambda job: job["stage"] == "loading")
+        behind = await served.submit()
+        began_s = (await served.json("/status"))["stage_elapsed_seconds"]
+        async with asyncio.timeout(30):
+            while (await served.json("/status"))["stage_elapsed_seconds"] < began_s + stall_timeout_s + 1:
+                await asyncio.sleep(POLL_S)
+        there.touch()
+        (tmp_path / "go").touch()
+        for job_id in (neighbour, loading, behind):
+            job = await served.finished(job_id)
+            assert (job["status"], job["attempt"]) == ("completed", 1)
