@@ -157,3 +157,5 @@ class Claim:
     job_id: JobId
     attempt: int
     lease_token: str
+    before_s: float = 0.0
+    """Between the first claim of the job and this one, on the database's clock."""

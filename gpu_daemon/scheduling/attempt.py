@@ -100,6 +100,7 @@ class Attempt:
         """Once it is recorded."""
         self._waiting = waiting
         self._claim = claim
+        self._claimed_s = clock.monotonic()
         self._cancel = cancel
         self._means = means
         self._over = False
@@ -184,7 +185,8 @@ class Attempt:
 
     async def _complete(self, done: _Done) -> JobState | None:
         job, means, claim = self.job, self._means, self._claim
-        result = result_of(done.completed, job, done.timings, done.gpu)
+        took_s = claim.before_s + clock.monotonic() - self._claimed_s
+        result = result_of(done.completed, job, took_s, done.timings, done.gpu)
         recorded = await means.recorder.record(
             job.id,
             lambda: means.jobs.complete(claim, result, done.timings, model_sha256=done.model_sha256),

@@ -6,7 +6,6 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpu_daemon import clock
 from gpu_daemon.errors import Unavailable
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId
@@ -63,12 +62,13 @@ async def _keep(job_id: JobId, keep: Callable[[], None]) -> None:
         log.error("result.not_kept", job_id=job_id, error=str(error))
 
 
-def result_of(completed: Completed, job: Job, timings: dict[str, float], gpu: dict[str, Any] | None) -> bytes:
+def result_of(
+    completed: Completed, job: Job, took_s: float, timings: dict[str, float], gpu: dict[str, Any] | None
+) -> bytes:
     """The transcript with what only the daemon knows, spliced in as text: a long one is never parsed here."""
-    assert job.started_at is not None
     extra = {
         "queue_time_s": None if job.queue_time_s is None else round(job.queue_time_s, 3),
-        "processing_time_s": round((clock.now() - job.started_at).total_seconds(), 3),
+        "processing_time_s": round(took_s, 3),
         "timings": timings,
         "gpu": gpu,
         "reused": False,

@@ -32,10 +32,11 @@ INSERT = """
               (SELECT result FROM jobs WHERE state = 'completed' AND file_sha256 = $9 AND options = $4::jsonb
                AND client IS NOT DISTINCT FROM $3 AND model_sha256 = $15 ORDER BY seq DESC LIMIT 1) AS earlier_result
 """
+BEFORE = "extract(epoch FROM now() - started_at)::float8 AS before_s"
 CLAIM = f"""
     UPDATE jobs SET state = 'processing', stage = 'preparing', progress = 0, attempt = attempt + 1, lease_token = $2,
                     worker_index = $3, started_at = coalesce(started_at, now())
-    WHERE id = $1 AND state = 'queued' RETURNING {COLUMNS}, $4::integer AS nth
+    WHERE id = $1 AND state = 'queued' RETURNING {COLUMNS}, {BEFORE}, $4::integer AS nth
 """
 END = """
     WITH ended AS (
@@ -235,7 +236,7 @@ class JobStore:
             row = await self._claims.write(key, lease_token, worker_index)
             if row is None and earlier is not None:
                 async with connection(self._pool) as db:
-                    row = await db.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE {MADE}", *move)
+                    row = await db.fetchrow(f"SELECT {COLUMNS}, {BEFORE} FROM jobs WHERE {MADE}", *move)
             if row is not None:
                 reach(FaultPoint.CLAIMED)
         except BaseException:
@@ -245,7 +246,10 @@ class JobStore:
         if row is None:
             return None
         job = job_of(row)
-        return Claim(job_id=job.id, attempt=job.attempt, lease_token=str(lease_token)), job
+        claim = Claim(
+            job_id=job.id, attempt=job.attempt, lease_token=str(lease_token), before_s=max(0.0, row["before_s"])
+        )
+        return claim, job
 
     async def fetched(self, job_id: JobId, file: SourceFile) -> bool:
         """Of a job with a `source_url` that has not ended, whoever owns it: the file is the same for all of them."""

@@ -40,6 +40,10 @@ async def test_a_jump_of_the_clock_expires_nothing(
         for job_id in (running, waiting):
             job = await served.finished(job_id)
             assert (job["status"], job["attempt"]) == ("completed", 1)
+            assert 0 <= job["result"]["processing_time_s"] < 60
+            assert abs(job["result"]["processing_time_s"] - job["processing_time_s"]) < 5, (
+                "the row's, but for its write"
+            )
         (call,) = await receiver.wait_for(1)
         said = datetime.fromtimestamp(int(call.headers["webhook-timestamp"]), clock.now().tzinfo)
         assert abs(clock.now() - said) < timedelta(minutes=1), "the receiver is told the time that the machine has"

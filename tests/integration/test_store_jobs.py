@@ -222,6 +222,8 @@ async def test_claim_counts_the_attempt_and_keeps_the_first_start(store: JobStor
     assert second is not None
     assert (second[0].attempt, second[1].progress, second[1].started_at) == (2, 0.0, job.started_at)
     assert second[0].lease_token != claim.lease_token
+    assert claim.before_s == 0
+    assert second[0].before_s > 0
 
 
 async def test_requeue_without_charge_gives_the_attempt_back(store: JobStore) -> None:
