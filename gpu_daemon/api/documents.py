@@ -203,8 +203,7 @@ def _submission(title: str, properties: dict[str, dict[str, Any]], required: Seq
         {
             "title": title,
             "type": "object",
-            "required": list(required),
-            "oneOf": [{"required": [FILE_FIELD]}, {"required": ["url"]}],
+            "oneOf": [{"required": [source, *required]} for source in (FILE_FIELD, "url")],
             **ONE_PROMPT,
             "additionalProperties": False,
             "properties": properties,

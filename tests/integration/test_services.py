@@ -597,10 +597,13 @@ async def test_the_production_scale_services_jobs(replayed: Replayed, base_path:
         assert stats["workers"] == {"count": 1, "active_tasks": 1}
         assert (stats["jobs"]["queued"], stats["jobs"]["processing"]) == (1, 1)
 
-        stopped = await replayed.daemon.client.delete(f"{base_path}/job/{running_id}")
-        assert (stopped.status_code, stopped.json()["job_id"]) == (200, running_id)
+        await replayed.daemon.client.post(f"/jobs/{running_id}/cancel")
         failed = await replayed.answer(status, base_path, job_id=running_id)
         assert (failed["status"], failed["error"]) == ("failure", "the job was cancelled")
+        removed = await replayed.daemon.client.delete(f"{base_path}/job/{running_id}")
+        assert (removed.status_code, removed.json()["job_id"]) == (200, running_id)
+        gone = await replayed.answer(status, base_path, job_id=running_id)
+        assert gone["error"]["code"] == "not_found"
         await replayed.daemon.finished(job_id)
         done = await replayed.answer(status, base_path, job_id=job_id)
         result = await replayed.answer("curl http://localhost/result/{job_id}", base_path, job_id=job_id)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gpu_daemon.api.access import Client, RequireKey, own_job
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.errors import documented
-from gpu_daemon.api.jobs import JobIdPath, cancel_job
+from gpu_daemon.api.jobs import JobIdPath, delete_job
 from gpu_daemon.api.results import get_result
 from gpu_daemon.api.schemas import Body, Result, spliced
 from gpu_daemon.jobs.state import JobState
@@ -106,9 +106,13 @@ async def result(request: Request, client: Client, job_id: JobIdPath) -> Respons
     return await get_result(request, client, job_id, PLAIN)
 
 
-@shared.delete("/job/{job_id}", summary="Stop a job, waiting or running", responses=documented(401, 404, 409, 503))
+@shared.delete(
+    "/job/{job_id}",
+    summary="Stop a job, waiting or running, and remove it",
+    responses=documented(401, 404, 503),
+)
 async def cancel(request: Request, client: Client, job_id: JobIdPath) -> Cancelled:
-    await cancel_job(request, client, job_id)
+    await delete_job(request, client, job_id)
     return Cancelled(message="the job was cancelled", job_id=job_id)
 
 
