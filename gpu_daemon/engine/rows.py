@@ -122,6 +122,7 @@ def gumbel(seeds: Tensor, n: int) -> Tensor:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * (factor - (1 << 64))
     x = x ^ ((x >> 31) & ((1 << 33) - 1))
     uniform = (((x >> 40) & ((1 << 24) - 1)).float() + 0.5) / (1 << 24)
+    uniform = uniform.clamp(max=1 - 2**-24)  # the highest is rounded to 1, whose noise is infinite
     return -(-uniform.log()).log()
 
 

@@ -262,3 +262,10 @@ def test_the_languages_in_a_vocabulary(n_vocab: int, has_yue: bool) -> None:
     assert ours.is_multilingual == theirs.is_multilingual
     assert ours.n_languages == theirs.num_languages
     assert ("yue" in ours.languages) == has_yue
+
+
+def test_noise_is_finite_at_the_end_of_its_range() -> None:
+    """The token 7680 of this seed draws the highest number there is: rounded up to 1, its noise would be infinite."""
+    noise = gumbel(torch.tensor([184]), 51_865)[0]
+    assert noise.isfinite().all()
+    assert noise.argmax() == 7680
