@@ -25,7 +25,7 @@ from tests.invariants import unsettled, violations, watch
 from tests.origin import Origin, checkpoint
 from tests.receiver import Receiver
 from tests.relay import Relay
-from tests.running import FAKE_ENGINE, RunningDaemon, only_demo, unused
+from tests.running import FAKE_ENGINE, ONE_AT_A_TIME, RunningDaemon, only_demo, unused
 from tests.serving import tone
 from tests.web import Site, answer
 
@@ -135,6 +135,7 @@ async def a_stop_that_hands_back(scene: Scene) -> None:
 
 
 async def a_waiting_job_is_cancelled(scene: Scene) -> None:
+    scene.daemon.set(**ONE_AT_A_TIME)
     await scene.start_armed()
     running = await scene.submit("fake:sleep=1")
     await scene.daemon.line("job.started", job_id=running)
