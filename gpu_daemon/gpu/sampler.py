@@ -21,7 +21,8 @@ LAST_READING_S = 0.5
 Reader = Callable[[], AbstractContextManager[Callable[[], GpuReading]]]
 """Opened and called in the sampler's thread."""
 
-# Threads that were told to stop and have not: a driver that hangs costs one thread for its card, not one for each job.
+# Threads that were told to stop and have not: a driver that hangs costs a thread for each job
+# that its card had then, not one for each that comes.
 _overdue: dict[Device, threading.Thread] = {}
 
 
@@ -58,14 +59,12 @@ class UsageSampler:
         self._stop.set()
         if self._thread is None:
             return
-        _overdue[self._device] = self._thread
         try:
             async with asyncio.timeout(LAST_READING_S):
                 await self._ended.wait()
         except TimeoutError:
+            _overdue[self._device] = self._thread
             log.warning("gpu.sampling_hangs", device=self._device.name, index=self._device.index)
-        else:
-            _overdue.pop(self._device, None)
 
     def summary(self) -> dict[str, float | int | None] | None:
         """The `gpu` member of a result; figures are None where the card did not say. None for a CPU."""
