@@ -89,6 +89,11 @@ def listen(model: Any, audio: Audio, options: JobOptions, *, seed: int = 0) -> t
             language=options.language,
             task=options.task.value,
             beam_size=options.beam_size,
+            best_of=options.best_of,
+            compression_ratio_threshold=options.compression_ratio_threshold,
+            logprob_threshold=options.logprob_threshold,
+            no_speech_threshold=options.no_speech_threshold,
+            hallucination_silence_threshold=options.hallucination_silence_threshold,
             fp16=False,
         )
     heard = Heard(

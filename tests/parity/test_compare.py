@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from gpu_daemon.transcript.model import Segment, Transcript, Word
+from tests.parity.case import CASES
 from tests.parity.compare import difference
 from tests.parity.golden import load
 from tests.parity.reference import Heard
@@ -38,6 +39,10 @@ def changed(heard: Heard, number: int, change: Change) -> Transcript:
 
 def first_word(segment: Segment, **update: object) -> tuple[Word, ...]:
     return (segment.words[0].model_copy(update=update), *segment.words[1:])
+
+
+def test_each_case_has_its_golden() -> None:
+    assert set(load()) == {str(case) for case in CASES}
 
 
 def test_what_is_the_same_is_the_same() -> None:

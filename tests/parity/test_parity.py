@@ -33,7 +33,7 @@ def engine() -> WhisperEngine:
 
 def mix(n: int, seed: int) -> list[Case]:
     """Any files, languages and options, but none that takes long."""
-    short = [case for case in CASES if str(case) in load() and len(load()[str(case)].heard.windows) <= MOST_WINDOWS]
+    short = [case for case in CASES if len(load()[str(case)].heard.windows) <= MOST_WINDOWS]
     return random.Random(seed).sample(short, n)
 
 
