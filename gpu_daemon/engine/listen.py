@@ -4,6 +4,7 @@ Whoever answers may answer many of these loops at once, which is where the speed
 depends on the one before it, on its text by the prompt and on its end by where the next one begins.
 """
 
+import math
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from whisper.utils import compression_ratio
 from gpu_daemon.engine.sequence import Decoded
 from gpu_daemon.engine.spoken import Spoken, SpokenWord
 from gpu_daemon.engine.words import APPENDED, PREPENDED, give_words
+from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import JobOptions
 
 FRAMES_PER_STAMP = 2
@@ -151,6 +153,8 @@ class Listener:
                 # From the place in the file: the same file gives the same text.
                 seed=random.Random(f"{SEED} {start} {number}").getrandbits(40),  # noqa: S311 - not for secrets
             )
+            if not math.isfinite(decoded.sum_logprob):
+                raise JobError("the model computes what is not a number", code="bad_checkpoint")
             result = _Result(
                 decoded=decoded,
                 temperature=temperature,

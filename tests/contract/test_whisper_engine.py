@@ -286,6 +286,21 @@ def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
     assert caught.value.code == "model_unavailable"
 
 
+def test_a_checkpoint_that_gives_no_numbers_fails_the_job_and_no_other(engine: WhisperEngine, save: Save) -> None:
+    spec = save("broken")
+    content = torch.load(spec.path, weights_only=True)
+    content["model_state_dict"]["decoder.ln.weight"][:] = torch.nan
+    torch.save(content, spec.path)
+    engine.load(spec, nothing)
+    broken, sound = engine.begin(spec, speech(), options(language="en")), engine.begin(demo(), speech(), options())
+    while not (broken.ended and sound.ended):
+        engine.step()
+    with pytest.raises(JobError, match="not a number"):
+        broken.result()
+    assert sound.result().text == SENTENCE
+    engine.unload("broken")
+
+
 # Errors of the device.
 
 
