@@ -24,6 +24,7 @@ ONE_AT_A_TIME = {"JOBS_PER_GPU": "1"}
 CANCELLED_WITHIN_S = 5.0 + 5.0
 """What is promised, and as much again for whatever else the machine does: a cancel that is lost takes far longer."""
 TERMINAL = {"completed", "failed", "cancelled"}
+IN_RUNNER = {"loading", "transcribing", "merging"}
 
 
 class RunningDaemon:
@@ -195,6 +196,16 @@ class RunningDaemon:
             await self.line("job.ended", timeout_s, job_id=job_id)
             job = await self.job(job_id)
         return job
+
+    async def in_runner(self, job_id: str, timeout_s: float = 60) -> None:
+        """Once the runner has said something of the job; before, its death is not the job's."""
+        async with asyncio.timeout(timeout_s), self.client.stream("GET", f"/jobs/{job_id}/events") as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    told = json.loads(line.removeprefix("data:"))
+                    if told.get("stage") in IN_RUNNER or "segments" in told:
+                        return
+        raise AssertionError(f"the job {job_id} ended unseen:\n" + self.tail())
 
     async def json(self, path: str, status: int = 200) -> Any:
         response = await self.client.get(path)

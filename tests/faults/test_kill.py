@@ -45,6 +45,7 @@ async def test_a_killed_runner_costs_an_attempt_and_nobody_else_anything(
         jobs = [(await daemon.submit(tmp_path / "long.wav", language="en"))["job_id"] for _ in range(2)]
         started = [await daemon.line("job.started", job_id=job_id) for job_id in jobs]
         victim, other = jobs
+        await daemon.in_runner(victim)
         os.kill(await runner_pid(daemon, started[0]["worker"]), signal.SIGKILL)
         job = await daemon.finished(victim)
         assert (job["status"], job["attempt"]) == ("completed", 2)
