@@ -17,6 +17,7 @@ GpuDaemonError
 │   ├── UrlBlocked            its url leads where the daemon may not go
 │   ├── FetchFailed           its url gives no file
 │   ├── NoRoom                its model does not fit beside those in use
+│   ├── NotANumber            its model, or the device, computes nonsense
 │   ├── DeviceLost            the GPU is of no more use to this process: the runner must end
 │   └── RunnerCrashed         the child process died or was killed under the job
 ├── IllegalTransition         a bug: a job was moved where it may not go
@@ -109,6 +110,10 @@ class UrlBlocked(JobError):
 
 class FetchFailed(JobError):
     code = "fetch_failed"
+
+
+class NotANumber(JobError):
+    code = "not_a_number"
 
 
 class NoRoom(JobError):

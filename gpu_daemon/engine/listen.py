@@ -17,7 +17,7 @@ from whisper.utils import compression_ratio
 from gpu_daemon.engine.sequence import Decoded
 from gpu_daemon.engine.spoken import Spoken, SpokenWord
 from gpu_daemon.engine.words import APPENDED, PREPENDED, give_words
-from gpu_daemon.errors import JobError
+from gpu_daemon.errors import NotANumber
 from gpu_daemon.jobs.model import JobOptions
 
 FRAMES_PER_STAMP = 2
@@ -154,7 +154,7 @@ class Listener:
                 seed=random.Random(f"{SEED} {start} {number}").getrandbits(40),  # noqa: S311 - not for secrets
             )
             if not math.isfinite(decoded.sum_logprob):
-                raise JobError("the model computes what is not a number", code="bad_checkpoint")
+                raise NotANumber("the model computes what is not a number")
             result = _Result(
                 decoded=decoded,
                 temperature=temperature,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gpu_daemon.engine.base import Engine, ModelSpec
-from gpu_daemon.errors import JobError, StartupError
+from gpu_daemon.errors import JobError, NotANumber, StartupError
 from gpu_daemon.jobs.model import JobOptions
 from gpu_daemon.transcript.model import Transcript
 
@@ -51,6 +51,8 @@ def _wrong(engine: Engine) -> str | None:
     """What is; None: nothing. Raises StartupError."""
     try:
         return difference(_heard(engine))
+    except NotANumber as error:
+        return error.message
     except JobError as error:
         raise StartupError(f"the self-test cannot be made: {error.message}") from error
     except RuntimeError as error:

@@ -16,7 +16,7 @@ from gpu_daemon.engine.base import ModelSpec
 from gpu_daemon.engine.checkpoint import Checkpoint, WhisperModel
 from gpu_daemon.engine.faults import guarded
 from gpu_daemon.engine.transcribe import WhisperEngine, create
-from gpu_daemon.errors import DeviceLost, JobError
+from gpu_daemon.errors import DeviceLost, JobError, NotANumber
 from gpu_daemon.jobs.model import JobOptions
 from tests.runners import DEMO, SENTENCE, demo, silence, speech, spoken_at, transcribed
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_that_gives_no_numbers_fails_the_job_and_no_other(engine: W
     broken, sound = engine.begin(spec, speech(), options(language="en")), engine.begin(demo(), speech(), options())
     while not (broken.ended and sound.ended):
         engine.step()
-    with pytest.raises(JobError, match="not a number"):
+    with pytest.raises(NotANumber):
         broken.result()
     assert sound.result().text == SENTENCE
     engine.unload("broken")
