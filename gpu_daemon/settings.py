@@ -62,6 +62,15 @@ class Settings(BaseSettings):
     reuse_results: bool = True
     """The same audio with the same model and options gets the stored result."""
 
+    diarization_model: str = "pyannote/speaker-diarization-community-1"
+    """A pipeline of the hub, `demo` (the small one that comes with the checkout), or a local directory."""
+    pyannote_device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`cuda` is an AMD GPU, too; `auto`: the worker's device, and the CPU where that fails."""
+    hf_token: SecretStr | None = None
+    """For the download of a gated pipeline, and nothing else."""
+    hf_endpoint: str = "https://huggingface.co"
+    """The hub, or a mirror of it."""
+
     model_idle_s: int = Field(300, gt=0)
     vram_reserve_mb: int = Field(1024, ge=0)
 
@@ -124,7 +133,9 @@ def load_settings() -> Settings:
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 given = (
-                    "" if name in ("", "DB_PASS", "API_KEYS", "CALLBACK_SECRET") else f" (it is {problem['input']!r})"
+                    ""
+                    if name in ("", "DB_PASS", "API_KEYS", "CALLBACK_SECRET", "HF_TOKEN")
+                    else f" (it is {problem['input']!r})"
                 )
                 lines.append(f"{name}: {message}{given}" if name else message)
         raise SettingsError("\n".join(lines)) from error

@@ -31,6 +31,7 @@ RESULT: dict[str, Any] = {
     "segments": [SEGMENT],
     "transcription_segments": [],
     "diarization_segments": [],
+    "diarization": None,
     "quality": {
         "vad_dropped_s": 0.0,
         "low_confidence_segments": [],

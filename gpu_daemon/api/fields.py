@@ -71,6 +71,8 @@ def parse_fields(
     _check_names(given)
     if boolean(given, "diarize", False):
         raise _not_yet("diarize")
+    if choice(given, "task", Task) is Task.DIARIZE:
+        raise _not_yet("task")
     channel_mode = choice(given, "channel_mode", ChannelMode)
     language = one(given, "language") or default_language
     return Submission(

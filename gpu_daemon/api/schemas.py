@@ -13,7 +13,7 @@ from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.status import Live
 from gpu_daemon.store.callbacks import CallbackState, LoggedTry
-from gpu_daemon.transcript.model import Quality, Segment, SpeakerTurn
+from gpu_daemon.transcript.model import Diarization, Quality, Segment, SpeakerTurn
 
 SECRET_PART = re.compile(r"[?#].*")
 """Of a URL: a signed one is as good as a password."""
@@ -66,6 +66,7 @@ class Result(Body):
     segments: list[Segment]
     transcription_segments: list[Segment]
     diarization_segments: list[SpeakerTurn]
+    diarization: Diarization | None = Field(description="null: nobody asked who speaks")
     quality: Quality
     queue_time_s: float | None
     processing_time_s: float | None

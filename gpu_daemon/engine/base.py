@@ -1,5 +1,6 @@
 """The seam between the daemon and whatever transcribes (no torch here)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from gpu_daemon.jobs.model import JobOptions
-from gpu_daemon.transcript.model import Segment, Transcript
+from gpu_daemon.transcript.model import Segment, SpeakerTurn, Transcript
 
 Audio = npt.NDArray[np.float32]
 """float32[n_samples], mono, 16 kHz, -1..1"""
@@ -94,3 +95,85 @@ class Engine(Protocol):
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         """The least recently used first."""
+
+
+class PipelineSpec(BaseModel):
+    """A pyannote pipeline on disk: a directory with `config.yaml` and what that names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    directory: Path
+    files: dict[str, str]
+    """sha256 by path below the directory, of every file; compared before anything is loaded, as a checkpoint of
+    pyannote is a pickle."""
+
+
+class KnownVoice(BaseModel):
+    """A speaker whose name is known, and some seconds of that speaker alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    audio_path: Path
+    """s16le, mono, 16 kHz"""
+
+
+class SpeakerRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pipeline: PipelineSpec
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    known_voices: tuple[KnownVoice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Who speaks when, in seconds from the start of the audio, ordered by time.
+
+    Speakers are `SPEAKER_00`, `SPEAKER_01` … by order of appearance, and known ones by their name.
+    """
+
+    turns: tuple[SpeakerTurn, ...]
+    """Several at the same time where they overlap."""
+    exclusive: tuple[SpeakerTurn, ...]
+    """One at most at any time: what words are matched with."""
+    device: str
+    """`cpu`, `cuda` or `rocm`: where it was found out."""
+    fallback: str | None = None
+    """Why on the CPU, after a GPU had failed."""
+
+
+class Diarization(Protocol):
+    """A file on its way to its speaker turns, in a thread of its own."""
+
+    @property
+    def fraction(self) -> float:
+        """0..1, never less than before."""
+
+    @property
+    def beats(self) -> int:
+        """Grows as long as it moves, within a long step too: the sign of life."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    def result(self) -> Spoken:
+        """Once ended. Raises JobError: of this file alone. DeviceLost when this process can go on no more."""
+
+
+class Diarizer(Protocol):
+    """In the child process; its methods may be called from any one thread, and return at once."""
+
+    def begin(self, request: SpeakerRequest, audio: Pcm, done: Callable[[], None]) -> Diarization:
+        """One file after the other; `done` is called, in the diarizer's thread, when it has ended."""
+
+    def drop(self, diarization: Diarization) -> None:
+        """It gets no more work; nothing if it has ended. `done` is not called any more."""
+
+    def unload(self) -> None:
+        """The pipeline leaves memory, once nothing uses it."""
+
+    def loaded(self) -> tuple[LoadedModel, ...]: ...

@@ -21,6 +21,8 @@ TEMPERATURE_LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Task(StrEnum):
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"
+    DIARIZE = "diarize"
+    """Who speaks when, and not a word of what is said."""
 
 
 class Mode(StrEnum):
@@ -34,6 +36,16 @@ class ChannelMode(StrEnum):
     MIX = "mix"
     SPLIT = "split"
     """Each channel is a speaker, as in recordings of calls."""
+
+
+class KnownSpeaker(BaseModel):
+    """Somebody whose voice the client has sent along; the file is beside the job's own, by its place in the list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+    """Of the file, as it came."""
 
 
 class JobOptions(BaseModel):
@@ -67,6 +79,12 @@ class JobOptions(BaseModel):
     vad_filter: bool = False
     """Decode speech only; fast mode always does."""
     channel_mode: ChannelMode = ChannelMode.MIX
+    diarize: bool = False
+    """Who speaks when; true for the task of that name, too."""
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    known_speakers: tuple[KnownSpeaker, ...] = ()
 
     @property
     def speech_only(self) -> bool:

@@ -45,6 +45,7 @@ class Stage(StrEnum):
     PREPARING = "preparing"
     LOADING = "loading"
     TRANSCRIBING = "transcribing"
+    DIARIZING = "diarizing"
     MERGING = "merging"
 
 

@@ -36,7 +36,8 @@ STAGE_STORED_AFTER_S = 1.0
 STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
     Stage.PREPARING: (0, 5),
     Stage.LOADING: (5, 10),
-    Stage.TRANSCRIBING: (10, 98),
+    Stage.TRANSCRIBING: (10, 90),
+    Stage.DIARIZING: (90, 98),
     Stage.MERGING: (98, 100),
 }
 

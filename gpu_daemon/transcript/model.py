@@ -42,6 +42,17 @@ class SpeakerTurn(Record):
     speaker: str
 
 
+class Diarization(Record):
+    """How it went to find out who speaks; the transcript is there even if it did not go well."""
+
+    model: str = Field(description="the pipeline that was asked")
+    device: str | None = Field(default=None, description="cpu, cuda or rocm; null: it did not get so far")
+    speakers: tuple[str, ...] = Field(default=(), description="by order of appearance")
+    fallback: str | None = Field(default=None, description="why it was done on the CPU after the GPU had failed")
+    error: str | None = Field(default=None, description="why nobody knows who speaks")
+    error_code: str | None = None
+
+
 class Quality(Record):
     """Segments are named by their ids."""
 
@@ -70,5 +81,9 @@ class Transcript(Record):
     token_count: int
     segments: tuple[Segment, ...]
     transcription_segments: tuple[Segment, ...] = ()
+    """As they were heard, before speakers cut them; empty when nobody asked who speaks."""
     diarization_segments: tuple[SpeakerTurn, ...] = ()
+    """Who speaks when, also at the same time as others."""
+    diarization: Diarization | None = None
+    """None: nobody asked."""
     quality: Quality = Field(default_factory=Quality)
