@@ -23,6 +23,7 @@ from gpu_daemon.database.pool import ConnectionParameters, SingleDaemonLock, ans
 from gpu_daemon.errors import SettingsError, StartupError
 from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.detect import Device, detect
+from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.logs import log
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
@@ -95,8 +96,18 @@ class Daemon:
         catalogue = Catalogue(ModelStore(pool), settings.models_dir, hub)
         await catalogue.start()
         self._parts.push_async_callback(catalogue.stop)
+        telemetry = Telemetry(dict(enumerate(devices)), settings.data_dir, runner_pids=self._runner_pids)
+        await telemetry.start()
+        self._parts.push_async_callback(telemetry.stop)
         scheduler = Scheduler(
-            settings, devices, jobs=jobs, catalogue=catalogue, outbox=outbox, hub=hub, fetch_policy=fetch_policy
+            settings,
+            devices,
+            jobs=jobs,
+            catalogue=catalogue,
+            outbox=outbox,
+            hub=hub,
+            fetch_policy=fetch_policy,
+            telemetry=telemetry,
         )
         await scheduler.start()
         self._scheduler = scheduler
@@ -111,6 +122,7 @@ class Daemon:
                 catalogue=catalogue,
                 scheduler=scheduler,
                 hub=hub,
+                telemetry=telemetry,
                 callback_policy=callback_policy,
                 fetch_policy=fetch_policy,
                 database_answers=lambda: answers(pool),
@@ -131,6 +143,9 @@ class Daemon:
             listener,
         )
         self._announce(devices, catalogue, parameters)
+
+    def _runner_pids(self) -> frozenset[int]:
+        return frozenset() if self._scheduler is None else self._scheduler.runner_pids()
 
     async def _database(self) -> ConnectionParameters:
         settings = self._settings

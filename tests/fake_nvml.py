@@ -21,6 +21,10 @@ class NVMLError_NotFound(NVMLError):
     pass
 
 
+class NVMLError_InvalidArgument(NVMLError):
+    pass
+
+
 class NVMLError_GpuIsLost(NVMLError):
     pass
 
@@ -49,6 +53,14 @@ class Card:
     memory_v2: bool = True
     temperature_c: int | None = 40
     power_mw: int | None = 30_000
+    power_limit_mw: int | None = None
+    clocks_mhz: tuple[int, int] | None = None
+    """SM and memory."""
+    throttle: int | None = None
+    ecc_errors: int | None = None
+    fan_percent: int | None = None
+    processes: dict[int, int | None] | None = None
+    """Bytes by pid; None: not told."""
     lost: bool = False
     slices: "list[Card | None] | None" = None
     """The slots of a card in MIG mode; None: the card knows no MIG."""
@@ -63,6 +75,11 @@ def rtx_4090(number: int = 0) -> Card:
         memory_bytes=(4200 * MIB, 24564 * MIB),
         temperature_c=51,
         power_mw=187_340,
+        power_limit_mw=450_000,
+        clocks_mhz=(2520, 10501),
+        throttle=0x4,
+        fan_percent=37,
+        processes={4711: 3900 * MIB},
     )
 
 
@@ -90,8 +107,13 @@ class FakeNvml:
 
     NVMLError: type[Exception] = NVMLError
     NVMLError_DriverNotLoaded: type[Exception] = NVMLError_DriverNotLoaded
+    NVMLError_GpuIsLost: type[Exception] = NVMLError_GpuIsLost
     NVMLError_LibraryNotFound: type[Exception] = NVMLError_LibraryNotFound
+    NVML_CLOCK_MEM: int = 2
+    NVML_CLOCK_SM: int = 1
     NVML_DEVICE_MIG_ENABLE: int = 1
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED: int = 1
+    NVML_VOLATILE_ECC: int = 0
     NVML_TEMPERATURE_GPU: int = 0
     nvmlMemory_v2: int = 0x02000028
 
@@ -145,13 +167,43 @@ class FakeNvml:
         if version is not None and not card.memory_v2:
             raise NVMLError_NotSupported
         used, total = _supported(self._present(card).memory_bytes)
-        return SimpleNamespace(used=used, total=total)
+        return SimpleNamespace(used=used, free=total - used, total=total)
 
     def nvmlDeviceGetTemperature(self, card: Card, sensor: int) -> int:
         return _supported(self._present(card).temperature_c)
 
     def nvmlDeviceGetPowerUsage(self, card: Card) -> int:
         return _supported(self._present(card).power_mw)
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, card: Card) -> Card:
+        for whole in self.cards:
+            if whole.slices is not None and card in whole.slices:
+                return whole
+        raise NVMLError_InvalidArgument
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, card: Card) -> int:
+        return _supported(self._present(card).power_limit_mw)
+
+    def nvmlDeviceGetClockInfo(self, card: Card, clock: int) -> int:
+        sm, memory = _supported(self._present(card).clocks_mhz)
+        return sm if clock == self.NVML_CLOCK_SM else memory
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Card) -> int:
+        return _supported(self._present(card).throttle)
+
+    def nvmlDeviceGetTotalEccErrors(self, card: Card, error_type: int, counter: int) -> int:
+        assert (error_type, counter) == (self.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self.NVML_VOLATILE_ECC)
+        return _supported(self._present(card).ecc_errors)
+
+    def nvmlDeviceGetFanSpeed(self, card: Card) -> int:
+        return _supported(self._present(card).fan_percent)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card: Card) -> list[Any]:
+        processes = _supported(self._present(card).processes)
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in processes.items()]
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, card: Card) -> list[Any]:
+        return self.nvmlDeviceGetComputeRunningProcesses(card)[:1]
 
     def _present(self, card: Card) -> Card:
         if self.hangs is not None:

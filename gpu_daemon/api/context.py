@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.events import EventHub
+from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
@@ -26,6 +27,7 @@ class Context:
     catalogue: Catalogue
     scheduler: Scheduler
     hub: EventHub
+    telemetry: Telemetry
     callback_policy: AddressPolicy
     fetch_policy: AddressPolicy
     database_answers: Callable[[], Awaitable[bool]]

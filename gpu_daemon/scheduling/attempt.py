@@ -13,6 +13,7 @@ from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.sampler import UsageSampler
+from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import Claim, Job, JobId
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
@@ -75,6 +76,7 @@ class Means:
     preparer: Preparer
     recorder: Recorder
     hub: EventHub
+    telemetry: Telemetry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +156,7 @@ class Attempt:
             options=job.options,
         )
         duration_s = prepared.audio.duration_s * prepared.audio.channels  # each is the work of a file
-        async with UsageSampler(means.device) as usage:
+        async with UsageSampler(means.telemetry, means.worker_index) as usage:
             completed = await self._run(request, duration_s)
         reach(FaultPoint.RESULT_RECEIVED)
         return _Done(

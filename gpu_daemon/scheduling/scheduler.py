@@ -18,6 +18,7 @@ from gpu_daemon.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
+from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
 from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.jobs.state import TERMINAL, JobState
@@ -53,6 +54,7 @@ class Scheduler:
         outbox: Outbox,
         hub: EventHub,
         fetch_policy: AddressPolicy,
+        telemetry: Telemetry,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
@@ -88,6 +90,7 @@ class Scheduler:
                 preparer=self._preparer,
                 source=self,
                 hub=hub,
+                telemetry=telemetry,
             )
             for index, device in enumerate(devices)
         ]
@@ -320,6 +323,9 @@ class Scheduler:
         if waiting is not None:
             return waiting.client
         return next((worker.client(job_id) for worker in self._workers if job_id in worker.job_ids), None)
+
+    def runner_pids(self) -> frozenset[int]:
+        return frozenset(worker.pid for worker in self._workers if worker.pid is not None)
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         return tuple(worker.status() for worker in self._workers)

@@ -16,6 +16,7 @@ from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.errors import Conflict, DeviceLost, GpuDaemonError, RunnerCrashed, Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.detect import Device
+from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import Claim, Job, JobId
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.logs import log
@@ -86,6 +87,7 @@ class Worker:
         preparer: Preparer,
         source: JobSource,
         hub: EventHub,
+        telemetry: Telemetry,
     ) -> None:
         self.index = index
         self.device = device
@@ -117,6 +119,7 @@ class Worker:
             preparer=preparer,
             recorder=Recorder(),
             hub=hub,
+            telemetry=telemetry,
         )
 
     @property
@@ -141,6 +144,11 @@ class Worker:
     def loaded(self) -> Set[str]:
         """Names of the models that its runner holds."""
         return self._runner.loaded.keys()
+
+    @property
+    def pid(self) -> int | None:
+        """Its runner's."""
+        return self._runner.pid
 
     @property
     def load(self) -> int:

@@ -35,10 +35,19 @@ def test_a_reading_is_within_what_is_possible(nvml: NvmlModule) -> None:
         assert reading.util_percent is None or 0 <= reading.util_percent <= 100
         assert reading.temperature_c is None or 0 < reading.temperature_c < 120
         assert reading.power_w is None or 0 < reading.power_w < 2000
+        assert reading.vram_free_mb is not None
+        assert reading.vram_used_mb + reading.vram_free_mb <= reading.vram_total_mb
+        assert reading.power_limit_w is None or 0 < reading.power_limit_w < 2000
+        assert reading.clock_sm_mhz is None or 0 < reading.clock_sm_mhz < 10_000
+        assert reading.clock_mem_mhz is None or 0 < reading.clock_mem_mhz < 50_000
+        assert reading.fan_percent is None or 0 <= reading.fan_percent <= 200
+        assert reading.reason is None
 
 
 def test_an_unknown_card_has_no_figures(nvml: NvmlModule) -> None:
-    assert NvmlSource(nvml).read("GPU-00000000-0000-0000-0000-000000000000") == GpuReading()
+    reading = NvmlSource(nvml).read("GPU-00000000-0000-0000-0000-000000000000")
+    assert reading.reason
+    assert reading == GpuReading(reason=reading.reason)
 
 
 def test_many_readings_through_one_opening(nvml: NvmlModule) -> None:

@@ -1,24 +1,24 @@
 """Drivers that hang and cards that fall off the bus take nothing else down."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from gpu_daemon.clock import monotonic
 from gpu_daemon.errors import StartupError
+from gpu_daemon.gpu import telemetry as module
 from gpu_daemon.gpu.detect import Device, Machine, detect
-from gpu_daemon.gpu.nvml import NvmlSource
-from gpu_daemon.gpu.reading import GpuReading
-from gpu_daemon.gpu.sampler import Reader, UsageSampler
-from tests.fake_nvml import FakeNvml, rtx_4090
+from gpu_daemon.gpu.sampler import UsageSampler
+from gpu_daemon.gpu.telemetry import Telemetry
+from tests.fake_nvml import MIB, FakeNvml
+from tests.made_gpus import MadeGpus, until
 
 
 @pytest.fixture
@@ -27,14 +27,6 @@ def stuck() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-def device() -> Device:
-    return Device(kind="cuda", index=1, name="NVIDIA GeForce RTX 4090", uuid=f"GPU-{uuid4()}")
-
-
-def threads_named(name: str) -> int:
-    return sum(thread.name == name for thread in threading.enumerate())
 
 
 async def test_detection_says_that_the_driver_hangs(tmp_path: Path, stuck: threading.Event) -> None:
@@ -74,85 +66,130 @@ def test_a_hung_driver_does_not_keep_the_process_from_ending() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "hangs\n", "")
 
 
-async def test_a_job_on_a_card_that_works() -> None:
-    nvml = FakeNvml([rtx_4090()])
-    reader = partial(NvmlSource(nvml).reader, rtx_4090().uuid)
-    async with UsageSampler(device(), reader=reader) as usage:
-        pass
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeGpus:
+    monkeypatch.setattr(module, "RESTART_S", 0.05)
+    return MadeGpus(tmp_path / "gpus", monkeypatch, 2)
+
+
+def watched(gpus: MadeGpus, data_dir: Path, *, stale_s: float = 2.0, renew_s: float = 60.0) -> Telemetry:
+    """Worker 1 has no GPU."""
+    first, second = gpus.devices()
+    cpu = Device(kind="cpu", index=0, name="CPU", uuid=None)
+    return Telemetry(
+        {0: first, 1: cpu, 2: second},
+        data_dir,
+        runner_pids=lambda: {4711},
+        interval_s=0.05,
+        stale_s=stale_s,
+        renew_s=renew_s,
+    )
+
+
+async def test_readings_by_worker(gpus: MadeGpus, tmp_path: Path) -> None:
+    telemetry = watched(gpus, tmp_path)
+    await telemetry.start()
+    assert [reading.read_at_s for reading in telemetry.latest().values()] == [None, None]
+    await until(lambda: all(reading.util_percent for reading in telemetry.latest().values()))
+    readings = telemetry.latest()
+    assert list(readings) == [0, 2]
+    assert (readings[0].util_percent, readings[0].throttle, readings[0].processes) == (63.0, ("power cap",), 1)
+    assert (readings[2].vram_ours_mb, readings[2].vram_others_mb) == (3900.0, 300.0)
+    gpus.change(1, util_percent=99, processes=None)
+    await until(lambda: telemetry.latest()[2].util_percent == 99.0)
+    assert (telemetry.latest()[2].vram_ours_mb, telemetry.latest()[2].processes) == (None, None)
+    await until(lambda: (host := telemetry.host()) is not None and host.cpu_percent is not None)
+    host = telemetry.host()
+    assert host is not None
+    assert host.memory_used_mb is not None
+    assert host.memory_total_mb is not None
+    assert host.disk_free_mb is not None
+    assert 0 < host.memory_used_mb < host.memory_total_mb
+    assert host.disk_free_mb > 0
+    pid = gpus.reader_pid()
+    await telemetry.stop()
+    await telemetry.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_gpu_whose_driver_hangs_silences_no_other(gpus: MadeGpus, tmp_path: Path) -> None:
+    telemetry = watched(gpus, tmp_path, stale_s=0.5)
+    await telemetry.start()
+    await until(lambda: all(reading.util_percent for reading in telemetry.latest().values()))
+    let_go = gpus.hang(0)
+    await until(lambda: telemetry.latest()[0].reason is not None)
+    gpus.change(1, util_percent=7)
+    await until(lambda: telemetry.latest()[2].util_percent == 7.0)
+    assert telemetry.latest()[0].vram_used_mb is None
+    assert "has not answered" in str(telemetry.latest()[0].reason)
+    began = monotonic()
+    for _ in range(20):
+        async with UsageSampler(telemetry, 0) as usage:
+            pass
+    assert monotonic() - began < 1, "no job waits for it"
     summary = usage.summary()
     assert summary is not None
-    assert (summary["index"], summary["util_avg_percent"], summary["vram_used_max_mb"]) == (1, 63.0, 4200.0)
-    assert nvml.open == 0
+    assert summary["util_avg_percent"] is None
+    let_go()
+    await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+    gpus.hang(0)
+    gpus.hang(1)
+    await until(lambda: all(reading.reason for reading in telemetry.latest().values()))
+    async with asyncio.timeout(5):
+        await telemetry.stop()
 
 
-async def test_a_job_on_a_cpu_has_no_figures_of_a_gpu() -> None:
-    async with UsageSampler(Device(kind="cpu", index=0, name="CPU", uuid=None)) as usage:
-        pass
-    assert usage.summary() is None
-
-
-async def test_a_card_that_falls_off_the_bus_in_the_middle_of_a_job() -> None:
-    card = rtx_4090()
-    source = NvmlSource(FakeNvml([card]))
-    loop = asyncio.get_running_loop()
-    before, after = asyncio.Event(), asyncio.Event()
-    taken: list[GpuReading] = []
-
-    def read() -> GpuReading:
-        reading = source.read(card.uuid)
-        taken.append(reading)
-        loop.call_soon_threadsafe((after if card.lost else before).set)
-        return reading
-
-    async with UsageSampler(device(), reader=_constant(read), interval_s=0.01) as usage:
-        await asyncio.wait_for(before.wait(), 5)
-        card.lost = True
-        await asyncio.wait_for(after.wait(), 5)
+async def test_a_gpu_that_falls_off_the_bus_and_comes_back(gpus: MadeGpus, tmp_path: Path) -> None:
+    telemetry = watched(gpus, tmp_path, renew_s=0.5)
+    await telemetry.start()
+    await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+    async with UsageSampler(telemetry, 0) as usage:
+        await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+        before = gpus.reader_pid()
+        gpus.change(0, lost=True)
+        await until(lambda: telemetry.latest()[0].reason == "NVMLError_GpuIsLost")
+        assert telemetry.latest()[0].vram_total_mb is None
     summary = usage.summary()
-    assert GpuReading() in taken
     assert summary is not None
     assert summary["util_avg_percent"] == 63.0, "what was known before still counts, and the loss counts for nothing"
     assert summary["vram_total_mb"] == 24564.0
+    await until(lambda: gpus.reader_pid() != before)  # it is looked for anew
+    gpus.change(0, lost=False)
+    await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+    await telemetry.stop()
 
 
-async def test_a_card_whose_readings_hang_costs_one_thread_and_no_job(stuck: threading.Event) -> None:
-    card, hung = rtx_4090(), device()
-    reader = partial(NvmlSource(FakeNvml([card], hangs=stuck)).reader, card.uuid)
-    threads = threads_named("gpu-usage")
-    for _ in range(3):
-        async with UsageSampler(hung, reader=reader) as usage:
-            pass
-        summary = usage.summary()
-        assert summary is not None
-        assert summary["util_avg_percent"] is None
-    assert threads_named("gpu-usage") == threads + 1
+async def test_a_driver_that_takes_its_reader_down(gpus: MadeGpus, tmp_path: Path) -> None:
+    telemetry = watched(gpus, tmp_path)
+    await telemetry.start()
+    await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+    gpus.change(0, util_percent=11)
+    os.kill(gpus.reader_pid(), signal.SIGKILL)
+    await until(lambda: telemetry.latest()[0].util_percent == 11.0)
+    await telemetry.stop()
 
 
-async def test_a_card_is_read_again_when_its_driver_has_come_back(stuck: threading.Event) -> None:
-    card, revived = rtx_4090(), device()
-    reader = partial(NvmlSource(FakeNvml([card], hangs=stuck)).reader, card.uuid)
-    async with UsageSampler(revived, reader=reader):
-        pass
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "gpu-usage"]
-    stuck.set()
-    await asyncio.to_thread(thread.join, 5)
-    async with UsageSampler(revived, reader=reader) as usage:
-        pass
-    summary = usage.summary()
-    assert summary is not None
-    assert summary["util_avg_percent"] == 63.0
-
-
-async def test_a_reader_that_breaks_costs_the_figures_only() -> None:
-    def broken() -> GpuReading:
-        raise ValueError("a driver that answers nonsense")
-
-    async with UsageSampler(device(), reader=_constant(broken)) as usage:
+async def test_a_short_job_has_figures_of_its_own(gpus: MadeGpus, tmp_path: Path) -> None:
+    first, _ = gpus.devices()
+    telemetry = Telemetry({0: first}, tmp_path, interval_s=30)
+    await telemetry.start()
+    await until(lambda: telemetry.latest()[0].util_percent == 63.0)
+    await until(lambda: (telemetry.latest()[0].read_s_ago or 0) > module.FRESH_S)
+    gpus.change(0, util_percent=97, memory_bytes=(6100 * MIB, 24564 * MIB))
+    async with UsageSampler(telemetry, 0) as usage:
         pass
     summary = usage.summary()
     assert summary is not None
-    assert summary["vram_total_mb"] is None
+    assert (summary["index"], summary["util_avg_percent"], summary["vram_used_max_mb"]) == (0, 97.0, 6100.0)
+    await telemetry.stop()
 
 
-def _constant(read: Callable[[], GpuReading]) -> Reader:
-    return lambda: nullcontext(read)
+async def test_a_job_on_a_cpu_has_no_figures_of_a_gpu(tmp_path: Path) -> None:
+    telemetry = Telemetry({0: Device(kind="cpu", index=0, name="CPU", uuid=None)}, tmp_path)
+    await telemetry.start()
+    async with UsageSampler(telemetry, 0) as usage:
+        pass
+    assert usage.summary() is None
+    assert telemetry.latest() == {}
+    await telemetry.stop()

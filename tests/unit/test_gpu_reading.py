@@ -1,6 +1,6 @@
 import pytest
 
-from gpu_daemon.gpu.reading import GpuReading, summarise
+from gpu_daemon.gpu.reading import GpuReading, divided, summarise
 
 API_KEYS = {
     "index",
@@ -49,3 +49,28 @@ def test_nought_is_a_figure() -> None:
     summary = summarise(0, [GpuReading(util_percent=0.0, vram_used_mb=0.0, vram_total_mb=1000.0)])
     assert summary["util_avg_percent"] == 0.0
     assert summary["vram_used_percent"] == 0.0
+
+
+def test_memory_is_told_apart_by_whose_it_is() -> None:
+    reading = GpuReading(vram_used_mb=1000.0, by_process={10: 600.0, 20: 300.0})
+    shared = divided(reading, {10, 11}, sees_all=True)
+    assert (shared.vram_ours_mb, shared.vram_others_mb) == (600.0, 400.0)
+
+
+@pytest.mark.parametrize(
+    ("by_process", "ours", "sees_all", "ours_mb"),
+    [
+        (None, {10}, True, None),
+        ({10: None}, {10}, True, None),  # WSL
+        ({77: 600.0}, {10}, True, 0.0),
+        ({77: 600.0}, {10}, False, None),  # a container: 77 may be our 10
+        ({77: 600.0}, set(), False, 0.0),
+        ({10: 600.0}, {10}, False, 600.0),
+    ],
+)
+def test_what_is_ours_is_not_guessed(
+    by_process: dict[int, float | None] | None, ours: set[int], sees_all: bool, ours_mb: float | None
+) -> None:
+    reading = divided(GpuReading(vram_used_mb=1000.0, by_process=by_process), ours, sees_all=sees_all)
+    assert reading.vram_ours_mb == ours_mb
+    assert reading.vram_others_mb == (None if ours_mb is None else 1000.0 - ours_mb)
