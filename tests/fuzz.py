@@ -30,19 +30,26 @@ WHAT_THERE_IS: dict[str, list[str]] = {
     "model": ["demo"],
     "language": ["en", "French", "auto"],
     "metadata": ['{"order": 7}'],
+    "task": ["transcribe", "translate"],
 }
 """Values of fields of which the document can only say that they are text."""
+CONTRADICTIONS = (
+    "word_timestamps", "channel_mode", "num_speakers", "min_speakers", "max_speakers", "known_speaker_names",
+    "known_speaker_names[]", "known_speaker_references", "known_speaker_references[]",
+)  # fmt: skip
+"""What may be right by itself, and wrong with another field."""
 ADDRESSES = {"url", "callback_url"}
 """The examples of these lead nowhere."""
 
 
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document for a daemon with one model. Two fields that may contradict each other are one."""
+    """The document for a daemon with one model, and without fields that may contradict others."""
     for operations in document["paths"].values():
         for operation in operations.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 properties = content["schema"].get("properties", {})
-                properties.pop("word_timestamps", None)
+                for name in CONTRADICTIONS:
+                    properties.pop(name, None)
                 for name in ADDRESSES & properties.keys():
                     properties[name] = {key: said for key, said in properties[name].items() if key != "examples"}
                 for name, values in WHAT_THERE_IS.items():

@@ -14,11 +14,22 @@ from gpu_daemon.api.fields import (
     MAX_PRIORITY,
     MAX_PROMPT_CHARACTERS,
     MAX_SOURCE_URL_CHARACTERS,
+    MAX_SPEAKERS,
     MAX_TEMPERATURES,
+    MAX_TOKEN_CHARACTERS,
     THRESHOLDS,
 )
 from gpu_daemon.api.form import FILE_FIELD
-from gpu_daemon.audio.probe import MAX_SPEAKERS
+from gpu_daemon.api.voices import (
+    LEAST_S,
+    MAX_NAME_CHARACTERS,
+    MAX_REFERENCE_CHARACTERS,
+    MAX_VOICES,
+    MOST_S,
+    NAMES,
+    REFERENCES,
+)
+from gpu_daemon.audio.probe import MAX_SPEAKERS as MAX_SPLIT_CHANNELS
 from gpu_daemon.jobs.model import JobOptions
 
 TAGS = [
@@ -52,6 +63,28 @@ NO_NUL = r"^[^\x00]*$"
 ONE_TEMPERATURE = r"(0(\.[0-9]+)?|1(\.0+)?)"
 TEXT: dict[str, Any] = {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "pattern": NO_NUL}
 
+
+def _speakers(description: str) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 1, "maximum": MAX_SPEAKERS, "description": description}
+
+
+_NAMES: dict[str, Any] = {
+    "type": "array",
+    "maxItems": MAX_VOICES,
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARACTERS},
+    "description": "Of speakers whose voices you send along; with `diarize=true`.",
+    "examples": [["Ada", "Grace"]],
+}
+_REFERENCES: dict[str, Any] = {
+    "type": "array",
+    "maxItems": MAX_VOICES,
+    "items": {"type": "string", "format": "uri", "maxLength": MAX_REFERENCE_CHARACTERS},
+    "description": (
+        f"{LEAST_S:.0f} to {MOST_S:.0f} s of each voice, in the order of the names, as data URLs: "
+        "`data:audio/wav;base64,…`."
+    ),
+}
+
 FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "file": {"type": "string", "format": "binary", "description": "Any audio or video that ffmpeg can read."},
     "url": {
@@ -78,7 +111,12 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "description": "English name (`Russian`), ISO 639-1 code (`ru`) or `auto`.",
         "examples": ["auto"],
     },
-    "task": {"type": "string", "enum": ["transcribe", "translate"], "default": "transcribe"},
+    "task": {
+        "type": "string",
+        "enum": ["transcribe", "translate", "diarize"],
+        "default": "transcribe",
+        "description": "`diarize`: who speaks when, and not a word of what is said.",
+    },
     "timestamp_granularity": {"type": "string", "enum": ["segment", "word"], "default": "segment"},
     "timestamp_granularities[]": {
         "type": "array",
@@ -149,7 +187,7 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "type": "string",
         "enum": ["mix", "split"],
         "default": "mix",
-        "description": f"`split`: each channel (up to {MAX_SPEAKERS}) is a speaker, as in recordings of calls.",
+        "description": f"`split`: each channel (up to {MAX_SPLIT_CHANNELS}) is a speaker, as in recordings of calls.",
     },
     "vad_filter": {
         "type": "boolean",
@@ -158,7 +196,31 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
             "`result.quality.vad_dropped_s` says how much. Fast mode always does; absent: `channel_mode=split` does."
         ),
     },
-    "diarize": {"type": "boolean", "enum": [False], "default": False, "description": "Not in this version."},
+    "diarize": {
+        "type": "boolean",
+        "default": False,
+        "description": (
+            "Who speaks when: speakers on segments and words, and `result.diarization_segments`. Word timestamps are "
+            "on then unless you say otherwise, as segments are cut where the speaker changes. Not with "
+            "`channel_mode=split`."
+        ),
+    },
+    "num_speakers": _speakers("How many speak, if you know; not with the next two. Needs `diarize=true`, as they do."),
+    "min_speakers": _speakers("At least so many speak."),
+    "max_speakers": _speakers("At most so many speak, and no fewer than `min_speakers`."),
+    "hf_token": {
+        "type": "string",
+        "format": "password",
+        "maxLength": MAX_TOKEN_CHARACTERS,
+        "pattern": r"^[!-~]*$",
+        "writeOnly": True,
+        "description": (
+            "A token of Hugging Face, for the download of a gated diarization pipeline by this job alone; it is not "
+            "stored, not logged and not shown."
+        ),
+    },
+    **{name: _NAMES for name in (NAMES, f"{NAMES}[]")},
+    **{name: _REFERENCES for name in (REFERENCES, f"{REFERENCES}[]")},
 }
 
 JSON_PROPERTIES = {name: said for name, said in FORM_PROPERTIES.items() if name != FILE_FIELD} | {

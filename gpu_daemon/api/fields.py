@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
+from pydantic import SecretStr
 
+from gpu_daemon.api.voices import FIELDS as VOICE_FIELDS
+from gpu_daemon.api.voices import Voice, voices
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.languages import language_code
 from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Mode, Task
@@ -24,6 +27,8 @@ MAX_PROMPT_CHARACTERS = 8192
 MAX_TEMPERATURES = 10
 MAX_BEAM_SIZE = 20
 MAX_PRIORITY = 10
+MAX_SPEAKERS = 100
+MAX_TOKEN_CHARACTERS = 256
 ENGLISH_ONLY = ".en"
 SINCE_LARGE_V3 = "yue"
 """The one language that older multilingual models lack."""
@@ -43,11 +48,14 @@ KNOWN = frozenset(
         "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
         "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
         "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "best_of", "condition_on_previous_text",
-        "priority", "metadata", "wait", "diarize", "reuse_result", "url", *THRESHOLDS,
+        "priority", "metadata", "wait", "diarize", "reuse_result", "url", "num_speakers", "min_speakers",
+        "max_speakers", "hf_token", *THRESHOLDS, *VOICE_FIELDS,
     }
 )  # fmt: skip
-NOT_YET = frozenset({"num_speakers", "min_speakers", "max_speakers", "hf_token"})
-"""In the contract, not in this version: refused, as ignoring them would give another result than the client expects."""
+SECRETS = frozenset({"hf_token"})
+"""Of the client; whether two requests are the same does not depend on them."""
+OF_SPEAKERS = ("num_speakers", "min_speakers", "max_speakers", *sorted(VOICE_FIELDS))
+"""Of no use where nobody asks who speaks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,27 +68,37 @@ class Submission:
     metadata: dict[str, Any] | None
     wait: bool
     reuse_result: bool
+    hf_token: SecretStr | None = None
+    """For the download of a gated pipeline; kept in memory only, and no longer than the job."""
+    voices: tuple[Voice, ...] = ()
+    """What will be the options' `known_speakers`."""
 
 
 def parse_fields(
-    fields: Mapping[str, Sequence[str]], *, default_model: Callable[[], str], default_language: str
+    fields: Mapping[str, Sequence[str]],
+    *,
+    default_model: Callable[[], str],
+    default_language: str,
+    complete: bool = True,
 ) -> Submission:
-    """Empty values count as absent. Raises InvalidRequest; if it does for some fields, then for more of them too."""
+    """Empty values count as absent. Raises InvalidRequest.
+
+    `complete`: no more fields will come; if not, only what no further field can put right is refused.
+    """
     given = {name: [value for value in values if value != ""] for name, values in fields.items()}
     given = {name: values for name, values in given.items() if values}
     _check_names(given)
-    if boolean(given, "diarize", False):
-        raise _not_yet("diarize")
-    if choice(given, "task", Task) is Task.DIARIZE:
-        raise _not_yet("task")
+    task = choice(given, "task", Task)
     channel_mode = choice(given, "channel_mode", ChannelMode)
+    diarize = _diarize(given, task, channel_mode, complete=complete)
     language = one(given, "language") or default_language
     return Submission(
         options=JobOptions(
             model=one(given, "model") or default_model(),
             language=language_code(language),
-            task=choice(given, "task", Task),
-            word_timestamps=_word_timestamps(given),
+            task=task,
+            # Segments can be cut where the speaker changes, if it is known when each word was said.
+            word_timestamps=_word_timestamps(given, default=diarize and task is not Task.DIARIZE),
             temperature=_temperatures(given),
             initial_prompt=_prompt(given),
             hotwords=_text(given, "hotwords"),
@@ -92,7 +110,8 @@ def parse_fields(
             # Who listens is silent for as long as the other speaks: Whisper would place what follows much too early.
             vad_filter=boolean(given, "vad_filter", channel_mode is ChannelMode.SPLIT),
             channel_mode=channel_mode,
-        ).model_copy(update=_thresholds(given)),
+            diarize=diarize,
+        ).model_copy(update=_thresholds(given) | _speakers(given)),
         requested_language=language,
         url=_url(given, "url", MAX_SOURCE_URL_CHARACTERS),
         callback_url=_url(given, "callback_url", MAX_CALLBACK_URL_CHARACTERS),
@@ -100,6 +119,8 @@ def parse_fields(
         metadata=_metadata(given),
         wait=boolean(given, "wait", False),
         reuse_result=boolean(given, "reuse_result", True),
+        hf_token=_token(given),
+        voices=voices(given, complete=complete),
     )
 
 
@@ -126,16 +147,10 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 def _check_names(given: Given) -> None:
     for name in given:
-        if name in NOT_YET:
-            raise _not_yet(name)
         if name not in KNOWN:
             near = get_close_matches(name, KNOWN, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InvalidRequest(f"there is no field {name[:50]!r}{hint}", code="unknown_field", param=name[:50])
-
-
-def _not_yet(name: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} is not available in this version", code="not_supported", param=name)
 
 
 def one(given: Given, name: str) -> str | None:
@@ -186,16 +201,56 @@ def choice(given: Given, name: str, kind: type[Choice]) -> Choice:
         raise InvalidRequest(f"{name} is {' or '.join(kind)}, not {said[:50]!r}", param=name) from None
 
 
-def _word_timestamps(given: Given) -> bool:
+def _word_timestamps(given: Given, *, default: bool) -> bool:
     wanted = boolean(given, "word_timestamps", False)
+    said_so = "word_timestamps" in given
     for name in ("timestamp_granularity", "timestamp_granularities", "timestamp_granularities[]"):
         for said in given.get(name, ()):
+            said_so = True
             if said.strip() not in ("word", "segment"):
                 raise InvalidRequest(f"{name} is word or segment, not {said[:50]!r}", param=name)
             if said.strip() == "word" and "word_timestamps" in given and not wanted:
                 raise InvalidRequest(f"{name} asks for words, and word_timestamps for none", param=name)
             wanted = wanted or said.strip() == "word"
-    return wanted
+    return wanted if said_so else default
+
+
+def _diarize(given: Given, task: Task, channel_mode: ChannelMode, *, complete: bool) -> bool:
+    diarize = boolean(given, "diarize", task is Task.DIARIZE)
+    if task is Task.DIARIZE and not diarize:
+        raise InvalidRequest("task=diarize asks who speaks, and diarize=false does not", param="diarize")
+    if diarize and channel_mode is ChannelMode.SPLIT:
+        raise InvalidRequest(
+            "channel_mode=split makes a speaker of each channel, and diarize=true knows them by their voices; "
+            "ask for one of the two",
+            param="channel_mode",
+        )
+    if complete and not diarize and (idle := next((name for name in OF_SPEAKERS if name in given), None)):
+        raise InvalidRequest(f"{idle} is of use only with diarize=true", param=idle)
+    return diarize
+
+
+def _speakers(given: Given) -> dict[str, int | None]:
+    num, least, most = (
+        integer(given, name, 1, MAX_SPEAKERS) for name in ("num_speakers", "min_speakers", "max_speakers")
+    )
+    if num is not None and (least is not None or most is not None):
+        raise InvalidRequest(
+            "num_speakers says how many speak; leave out min_speakers and max_speakers", param="num_speakers"
+        )
+    if least is not None and most is not None and least > most:
+        raise InvalidRequest(f"min_speakers is {least}, and max_speakers only {most}", param="min_speakers")
+    return {"num_speakers": num, "min_speakers": least, "max_speakers": most}
+
+
+def _token(given: Given) -> SecretStr | None:
+    """It goes into a header. What it is is in no message."""
+    token = one(given, "hf_token")
+    if token is None:
+        return None
+    if len(token) > MAX_TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()) or " " in token:
+        raise InvalidRequest("hf_token is not a token of Hugging Face (hf_…)", param="hf_token")
+    return SecretStr(token)
 
 
 def _temperatures(given: Given) -> tuple[float, ...]:

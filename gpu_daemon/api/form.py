@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from gpu_daemon.api.voices import MAX_REFERENCE_CHARACTERS, MAX_VOICES, REFERENCE_FIELDS
 from gpu_daemon.errors import InvalidRequest, TooLarge
 from gpu_daemon.jobs.file_name import display_name
 
@@ -21,7 +22,9 @@ MAX_PARTS = 65
 """The file and 64 fields."""
 MAX_FIELD_BYTES = 64 * 1024
 MAX_BESIDE_FILE_BYTES = 1 << 20
-"""All the body that is not the file: fields, headers, boundaries, and whatever stands before and after them."""
+"""All the body that is not the file, nor a voice: fields, headers, boundaries, and whatever stands before and after
+them."""
+MAX_VOICES_BYTES = MAX_VOICES * MAX_REFERENCE_CHARACTERS
 SHOWN_CHARACTERS = 50
 MAX_KNOWN_BYTES = 200
 """Of a header that is remembered."""
@@ -55,6 +58,7 @@ class FormReader:
         self._max_file_bytes = max_file_bytes
         self._on_file = on_file
         self._body_bytes = 0
+        self._voices_bytes = 0
         self._parts = 0
         self._name = ""
         self._value: bytearray | None = None
@@ -83,7 +87,7 @@ class FormReader:
             self._parser.write(body)
         except FormParserError as error:
             raise InvalidRequest(f"the multipart body is broken: {error}"[:200], code="invalid_multipart") from error
-        if self._body_bytes - self.file_size_bytes > MAX_BESIDE_FILE_BYTES:
+        if self._body_bytes - self.file_size_bytes - self._voices_bytes > MAX_BESIDE_FILE_BYTES:
             raise InvalidRequest("the fields of the form are too large", code="invalid_multipart")
 
     def finish(self) -> None:
@@ -149,9 +153,13 @@ class FormReader:
             self._file_bytes += data[start:end]
         else:
             self._value += data[start:end]
-            if len(self._value) > MAX_FIELD_BYTES:
+            is_voice = self._name in REFERENCE_FIELDS
+            if is_voice:
+                self._voices_bytes += end - start
+            limit = MAX_REFERENCE_CHARACTERS if is_voice else MAX_FIELD_BYTES
+            if len(self._value) > limit or self._voices_bytes > MAX_VOICES_BYTES:
                 shown = self._name[:SHOWN_CHARACTERS]
-                raise InvalidRequest(f"{shown} is longer than {MAX_FIELD_BYTES // 1024} KiB", param=shown)
+                raise InvalidRequest(f"{shown} is longer than {limit // 1024} KiB", param=shown)
 
     def _part_end(self) -> None:
         if self._value is not None:

@@ -5,16 +5,17 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from gpu_daemon.api.context import Context
-from gpu_daemon.api.fields import Submission, check_model_knows, parse_fields
+from gpu_daemon.api.fields import SECRETS, Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.api.uploads import Upload, receive_json, receive_upload
+from gpu_daemon.api.voices import REFERENCE_FIELDS, kept
 from gpu_daemon.audio.decode import Decoded, plain_audio
 from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
@@ -85,6 +86,8 @@ class Intake:
                 raise InvalidRequest(
                     "the field `file` is missing: it holds the audio; or give its `url`", param=FILE_FIELD
                 )
+            if submission.voices:
+                submission = await self._with_voices(submission, source.parent)
         except BaseException:
             await asyncio.shield(remove_files(self._jobs_dir, job_id))
             raise
@@ -102,7 +105,9 @@ class Intake:
             callback_url=submission.callback_url,
             metadata=submission.metadata,
         )
-        idempotency = None if key is None else IdempotencyKey(key, _fingerprint(fields, upload.sha256 or ""))
+        idempotency = (
+            None if key is None else IdempotencyKey(key, _fingerprint(fields, upload.sha256 or "", submission.options))
+        )
         try:
             job = await self._context.jobs.alike(new) if rejoin else None
             if job is None:
@@ -145,6 +150,14 @@ class Intake:
             reach(FaultPoint.FILE_SYNCED)
         return info
 
+    async def _with_voices(self, submission: Submission, directory: Path) -> Submission:
+        """Their files are synced then. Raises InvalidRequest and its like, DiskFull."""
+        known = await kept(
+            submission.voices, directory, reserve_bytes=self._limits.reserve_bytes, probing=self._probing
+        )
+        options = submission.options.model_copy(update={"known_speakers": known})
+        return replace(submission, options=options, voices=())
+
     def _known_audio(self, upload: Upload, source: Path, options: JobOptions) -> Decoded | None:
         """What the engine is to hear, if that is the file as it is."""
         if upload.plain is None or upload.size_bytes is None or (options.trim_silence and not upload.is_loud):
@@ -168,7 +181,9 @@ class Intake:
     def _check_early(self, fields: Fields) -> None:
         """The fields that came before the file: what they get wrong need not wait for gigabytes."""
         settings = self._context.settings
-        submission = parse_fields(fields, default_model=lambda: "", default_language=settings.default_language)
+        submission = parse_fields(
+            fields, default_model=lambda: "", default_language=settings.default_language, complete=False
+        )
         _check_alone(submission.url)
         self._check_addresses(submission)
         if submission.options.model:
@@ -208,7 +223,8 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _fingerprint(fields: Fields, file_sha256: str) -> str:
+def _fingerprint(fields: Fields, file_sha256: str, options: JobOptions) -> str:
     """Of what was asked for: the boundaries of a form differ from try to try, and the order of its fields may."""
-    asked = json.dumps([file_sha256, sorted((name, list(values)) for name, values in fields.items())])
-    return hashlib.sha256(asked.encode()).hexdigest()
+    heard = [file_sha256, *(voice.sha256 for voice in options.known_speakers)]
+    said = {name: list(values) for name, values in fields.items() if name not in SECRETS | REFERENCE_FIELDS}
+    return hashlib.sha256(json.dumps([*heard, sorted(said.items())]).encode()).hexdigest()

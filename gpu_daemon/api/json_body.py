@@ -5,9 +5,14 @@ from typing import Any
 
 from gpu_daemon.api.fields import KNOWN, THRESHOLDS
 from gpu_daemon.api.form import FILE_FIELD
-from gpu_daemon.errors import InvalidRequest
+from gpu_daemon.api.voices import FIELDS as VOICE_FIELDS
+from gpu_daemon.api.voices import REFERENCE_FIELDS
+from gpu_daemon.errors import InvalidRequest, TooLarge
 
 MAX_JSON_BYTES = 64 * 1024
+"""Without the voices."""
+MAX_VOICES_BYTES = 4 << 20
+"""Less than in a form: JSON of that size takes long enough to be read."""
 
 BOOLEANS = frozenset(
     {
@@ -15,12 +20,18 @@ BOOLEANS = frozenset(
         "reuse_result",
     }
 )  # fmt: skip
-NUMBERS = frozenset({"temperature", "beam_size", "best_of", "priority", *THRESHOLDS})
+NUMBERS = frozenset(
+    {
+        "temperature", "beam_size", "best_of", "priority", "num_speakers", "min_speakers", "max_speakers",
+        *THRESHOLDS,
+    }
+)  # fmt: skip
 OBJECTS = frozenset({"metadata"})
 ARRAYS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),
     "timestamp_granularities": (str,),
     "timestamp_granularities[]": (str,),
+    **dict.fromkeys(VOICE_FIELDS, (str,)),
 }
 """With what may be in them."""
 STRINGS = KNOWN - BOOLEANS - NUMBERS - OBJECTS - ARRAYS.keys()
@@ -42,7 +53,7 @@ KIND_OF: dict[type, str] = {
 
 
 def json_fields(body: bytes) -> dict[str, list[str]]:
-    """As the form would have them; `null` is absent. Raises InvalidRequest."""
+    """As the form would have them; `null` is absent. Raises InvalidRequest, TooLarge."""
     try:
         members = json.loads(body, object_pairs_hook=_once, parse_constant=_refuse)
         json.dumps(members, ensure_ascii=False).encode()  # half a surrogate pair is no text
@@ -53,7 +64,11 @@ def json_fields(body: bytes) -> dict[str, list[str]]:
             'the body is not a JSON object in UTF-8, for example {"url": "https://example.org/a.mp3"}',
             code="invalid_json",
         )
-    return {name: _values(name, value) for name, value in members.items() if value is not None}
+    fields = {name: _values(name, value) for name, value in members.items() if value is not None}
+    voices_bytes = sum(len(value) for name in REFERENCE_FIELDS & fields.keys() for value in fields[name])
+    if len(body) - voices_bytes > MAX_JSON_BYTES:
+        raise TooLarge(f"a JSON body may have {MAX_JSON_BYTES // 1024} KiB at most, without the voices in it")
+    return fields
 
 
 def _values(name: str, value: Any) -> list[str]:

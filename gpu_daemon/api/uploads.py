@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from gpu_daemon.api.form import FormReader
-from gpu_daemon.api.json_body import MAX_JSON_BYTES, json_fields
+from gpu_daemon.api.json_body import MAX_JSON_BYTES, MAX_VOICES_BYTES, json_fields
 from gpu_daemon.audio.pace import FileLimits, Pace
 from gpu_daemon.audio.probe import AudioInfo, plain
 from gpu_daemon.audio.sink import BATCH_BYTES, FileSink
@@ -89,8 +89,10 @@ async def receive_json(receive: Receive, limits: FileLimits) -> Upload:
     while more:
         piece, more = await _next(receive, pace, limits)
         body += piece
-        if len(body) > MAX_JSON_BYTES:
-            raise TooLarge(f"a JSON body may have {MAX_JSON_BYTES // 1024} KiB at most")
+        if len(body) > MAX_JSON_BYTES + MAX_VOICES_BYTES:
+            raise TooLarge(f"a JSON body may have {MAX_JSON_BYTES // 1024} KiB at most, without the voices in it")
+    if len(body) > MAX_JSON_BYTES:
+        return Upload(fields=await blocking(partial(json_fields, bytes(body))))
     return Upload(fields=json_fields(bytes(body)))
 
 

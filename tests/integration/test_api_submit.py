@@ -1,6 +1,7 @@
 """POST /transcribe over a real socket: what is accepted, what is refused, and that a refusal leaves nothing behind."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import subprocess
@@ -28,6 +29,10 @@ async def served(
         tmp_path, database, monkeypatch, max_file_size_mb=1, max_duration_s=20, max_queue=3, jobs_per_gpu=1
     ) as served:
         yield served
+
+
+def voice(audio: bytes) -> str:
+    return f"data:audio/wav;base64,{base64.b64encode(audio).decode()}"
 
 
 async def nothing_left(served: ServedDaemon) -> None:
@@ -166,8 +171,65 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "too_many_channels",
         "channel_mode",
     ),
-    "not available": ({"diarize": "true"}, 400, "not_supported", "diarize"),
+    "speakers by channel and by voice": (
+        {"diarize": "true", "channel_mode": "split"},
+        400,
+        "invalid_value",
+        "channel_mode",
+    ),
+    "a voice that is none": (
+        {"diarize": "true", "known_speaker_names": "Ada", "known_speaker_references": voice(b"RIFF")},
+        415,
+        "not_media",
+        "known_speaker_references",
+    ),
+    "a voice that is too short": (
+        {"diarize": "true", "known_speaker_names": "Ada", "known_speaker_references": voice(tone(1.0))},
+        400,
+        "invalid_value",
+        "known_speaker_references",
+    ),
 }
+
+
+async def test_known_voices_are_kept_beside_the_file_and_belong_to_what_was_asked(served: ServedDaemon) -> None:
+    await served.client.post("/workers/0/drain")
+    key = {"Idempotency-Key": "k"}
+    asked = {
+        "diarize": "true",
+        "hf_token": "hf_one",
+        "known_speaker_names[]": ["Ada", "Grace"],
+        "known_speaker_references[]": [voice(tone(2.0)), voice(tone(9.5))],
+    }
+
+    async def post(**changed: Any) -> httpx2.Response:
+        return await served.client.post(
+            "/transcribe", files={"file": ("a.wav", tone())}, data=asked | changed, headers=key
+        )
+
+    first = await post()
+    assert first.status_code == 202, first.text
+    (directory,) = served.directories()
+    files = {path.name: path.read_bytes() for path in (served.settings.jobs_dir / directory).iterdir()}
+    assert (files["source"], files["voice-0"], files["voice-1"]) == (tone(), tone(2.0), tone(9.5))
+    again = await post(hf_token="hf_two")
+    assert (again.status_code, again.json()["job_id"]) == (202, first.json()["job_id"])
+    other = await post(**{"known_speaker_references[]": [voice(tone(2.0)), voice(tone(9.0))]})
+    assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_conflict")
+    url = await served.client.post(
+        "/transcribe",
+        json={
+            "url": "http://127.0.0.1:9/a.wav",
+            "diarize": True,
+            "known_speaker_names": ["Ada"],
+            "known_speaker_references": [voice(tone(9.9))],
+        },
+    )
+    assert error_of(url)["code"] == "address_not_allowed"
+    assert served.directories() == [directory]
+    await served.client.post(f"/jobs/{directory}/cancel")
+    await served.finished(directory)
+    assert served.directories() == []
 
 
 async def test_bad_input_is_refused_in_a_sentence_and_leaves_nothing(served: ServedDaemon) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_daemon.api.documents import FORM_PROPERTIES
-from gpu_daemon.api.fields import KNOWN, NOT_YET, Submission, check_model_knows, parse_fields
+from gpu_daemon.api.fields import KNOWN, MAX_SPEAKERS, Submission, check_model_knows, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
 from gpu_daemon.errors import InvalidRequest
 from gpu_daemon.jobs.model import TEMPERATURE_LADDER, ChannelMode, JobOptions, Mode, Task
@@ -104,20 +104,89 @@ def test_empty_fields_count_as_absent() -> None:
     assert parse(model="", language="", temperature="", metadata="", callback_url="", num_speakers="") == parse()
 
 
+REFERENCE = "data:audio/wav;base64,UklGRg=="
+
+
+def test_who_speaks() -> None:
+    options = parse(diarize="true", min_speakers="2", max_speakers="2").options
+    assert options == JobOptions(model="base", diarize=True, word_timestamps=True, min_speakers=2, max_speakers=2)
+    assert parse(diarize="yes", num_speakers=str(MAX_SPEAKERS)).options.num_speakers == MAX_SPEAKERS
+    alone = parse(task="diarize").options
+    assert (alone.task, alone.diarize, alone.word_timestamps) == (Task.DIARIZE, True, False)
+    assert parse(task="diarize", diarize="true", num_speakers="2").options.num_speakers == 2
+    assert parse(task="translate", diarize="true").options.diarize
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("said", "words"),
     [
-        ("diarize", "true"),
-        ("num_speakers", "2"),
-        ("min_speakers", "1"),
-        ("max_speakers", "3"),
-        ("hf_token", "hf_secretsecretsecret"),
+        ({}, True),
+        ({"timestamp_granularity": "segment"}, False),
+        ({"timestamp_granularities[]": ["segment"]}, False),
+        ({"timestamp_granularities[]": ["segment", "word"]}, True),
+        ({"word_timestamps": "false"}, False),
+        ({"word_timestamps": "true"}, True),
     ],
 )
-def test_what_this_version_lacks_is_refused_not_ignored(name: str, value: str) -> None:
-    error = refused(**{name: value})
-    assert (error.code, error.param) == ("not_supported", name)
-    assert "secret" not in error.message
+def test_words_are_timed_for_speakers_unless_the_client_says_otherwise(
+    said: dict[str, str | list[str]], words: bool
+) -> None:
+    assert parse(diarize="true", **said).options.word_timestamps is words
+
+
+def test_a_token_is_in_no_text() -> None:
+    submission = parse(hf_token=" hf_canary ")
+    assert submission.hf_token is not None
+    assert submission.hf_token.get_secret_value() == "hf_canary"
+    assert "canary" not in repr(submission)
+    assert "canary" not in submission.options.model_dump_json()
+    for wrong in ("hf canary", "hf_canary\n2", "hf_canaryé", "hf_canary" * 100):
+        error = refused(hf_token=wrong)
+        assert error.param == "hf_token"
+        assert "canary" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"diarize": "true", "num_speakers": "2", "min_speakers": "1"}, "num_speakers"),
+        ({"diarize": "true", "num_speakers": "2", "max_speakers": "2"}, "num_speakers"),
+        ({"diarize": "true", "min_speakers": "3", "max_speakers": "2"}, "min_speakers"),
+        ({"diarize": "true", "num_speakers": "0"}, "num_speakers"),
+        ({"diarize": "true", "max_speakers": "101"}, "max_speakers"),
+        ({"diarize": "true", "min_speakers": "two"}, "min_speakers"),
+        ({"diarize": "true", "channel_mode": "split"}, "channel_mode"),
+        ({"task": "diarize", "channel_mode": "split"}, "channel_mode"),
+        ({"task": "diarize", "diarize": "false"}, "diarize"),
+    ],
+)
+def test_speakers_that_make_no_sense(said: dict[str, str], param: str) -> None:
+    """Also in the fields that come before the file."""
+    assert refused(**said).param == param
+    with pytest.raises(InvalidRequest):
+        parse_fields(
+            {name: [value] for name, value in said.items()},
+            default_model=str,
+            default_language="auto",
+            complete=False,
+        )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_speakers": "2"},
+        {"min_speakers": "1"},
+        {"max_speakers": "3", "diarize": "false"},
+        {"known_speaker_names": "Ada", "known_speaker_references": REFERENCE},
+        {"known_speaker_names[]": "Ada", "diarize": "true"},
+        {"known_speaker_references": REFERENCE, "task": "diarize"},
+    ],
+)
+def test_what_lacks_its_other_half_is_refused_once_all_has_come(said: dict[str, str]) -> None:
+    assert refused(**said).param in (*said, "known_speaker_names")
+    fields = {name: [value] for name, value in said.items()}
+    parse_fields(fields, default_model=str, default_language="auto", complete=False)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +310,7 @@ def test_words_asked_for_and_not() -> None:
     assert refused(timestamp_granularity="word", word_timestamps="false").param == "timestamp_granularity"
 
 
-@given(st.dictionaries(st.sampled_from(sorted(KNOWN | NOT_YET)), st.lists(st.text(max_size=30), max_size=3)))
+@given(st.dictionaries(st.sampled_from(sorted(KNOWN)), st.lists(st.text(max_size=30), max_size=3)))
 def test_any_values_are_taken_or_refused(fields: dict[str, list[str]]) -> None:
     try:
         submission: Any = parse_fields(fields, default_model=lambda: "base", default_language="auto")

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_daemon.api.form import MAX_BESIDE_FILE_BYTES, MAX_FIELD_BYTES, FormReader
+from gpu_daemon.api.voices import MAX_REFERENCE_CHARACTERS
 from gpu_daemon.errors import GpuDaemonError, InvalidRequest, TooLarge
 from gpu_daemon.jobs.file_name import MAX_NAME_BYTES, display_name
 
@@ -111,6 +112,18 @@ def test_other_bodies_are_refused(content_type: str | None, code: str) -> None:
 def test_what_is_wrong_is_said(body: bytes, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         read(body)
+
+
+def test_voices_are_longer_than_other_fields_and_have_a_limit_too() -> None:
+    name = "known_speaker_references[]"
+    voice = b"x" * MAX_REFERENCE_CHARACTERS
+    form, _ = read(part(name, voice) * 4 + WAV + END)
+    assert [len(value) for value in form.fields[name]] == [MAX_REFERENCE_CHARACTERS] * 4
+    with pytest.raises(InvalidRequest, match="longer than 3072 KiB") as caught:
+        read(part(name, voice + b"x") + WAV + END)
+    assert caught.value.param == name
+    with pytest.raises(InvalidRequest, match="longer"):
+        read(part(name, voice) * 4 + part(name, b"x") + WAV + END)
 
 
 def test_64_fields_are_not_too_many() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from gpu_daemon.api.documents import FORM_PROPERTIES, JSON_PROPERTIES
 from gpu_daemon.api.fields import KNOWN, Submission, parse_fields
 from gpu_daemon.api.form import FILE_FIELD
-from gpu_daemon.api.json_body import ARRAYS, BOOLEANS, NUMBERS, OBJECTS, STRINGS, json_fields
-from gpu_daemon.errors import InvalidRequest
+from gpu_daemon.api.json_body import ARRAYS, BOOLEANS, MAX_JSON_BYTES, NUMBERS, OBJECTS, STRINGS, json_fields
+from gpu_daemon.errors import InvalidRequest, TooLarge
 
 URL = "https://example.org/a.mp3"
 
@@ -86,6 +86,15 @@ def test_a_wrong_member_is_refused_by_name(name: str, value: Any) -> None:
         parse(json.dumps({"url": URL} | {name: value}).encode())
     assert caught.value.param == name
     assert "\n" not in caught.value.message
+
+
+def test_voices_may_be_longer_than_all_else() -> None:
+    reference = "data:audio/wav;base64," + "A" * 200_000
+    body = {"url": URL, "diarize": True, "num_speakers": 2, "known_speaker_names": ["Ada"]}
+    submission = parse(json.dumps(body | {"known_speaker_references": [reference]}).encode())
+    assert [(voice.name, len(voice.reference)) for voice in submission.voices] == [("Ada", 200_000)]
+    with pytest.raises(TooLarge):
+        json_fields(json.dumps({"url": URL, "prompt": "x" * MAX_JSON_BYTES}).encode())
 
 
 @pytest.mark.parametrize(
