@@ -1,0 +1,40 @@
+// How callbacks do: counts, and those that are late or were given up.
+
+import { ask, post } from "/static/api.js";
+import { button, chip, element, h, mark, rows, say, show, trying } from "/static/dom.js";
+import { figures } from "/static/header.js";
+import { moment, number, short } from "/static/words.js";
+
+const NAMES = ["pending", "retrying", "delivered", "dead"];
+const EVERY_MS = 3000;
+let counts = "";
+let timer = 0;
+
+export function showCallbacks({ callbacks }) {
+  if (callbacks) figures(element("callback-figures"), NAMES.map((name) => [name, number(callbacks[name])]));
+  const now = JSON.stringify(callbacks);
+  if (!callbacks || now === counts) return;
+  const first = counts === "";
+  counts = now;
+  clearTimeout(timer);
+  timer = setTimeout(load, first ? 0 : EVERY_MS);
+}
+
+const load = trying(async () => {
+  const { callbacks } = await ask("/dashboard/callbacks");
+  rows(element("callback-rows"), callbacks, (callback) => callback.job_id, row);
+});
+
+function row({ job_id: id }) {
+  const state = chip(), said = h("p", { class: "quiet" }), error = h("p", { class: "bad", hidden: true });
+  const again = button("Send again", trying(async () => {
+    await post(`/jobs/${id}/callbacks/redeliver`);
+    await load();
+  }), { "aria-label": `Send the callback of ${short(id)} again` });
+  const node = h("li", {}, h("div", { class: "line" }, h("a", { href: `#/jobs/${id}`, class: "code" }, short(id)), state), h("div", { class: "line" }, said, again), error);
+  return { node, fill(callback) {
+    mark(state, callback.state);
+    say(said, [callback.host, `${callback.attempts} attempts`, callback.next_attempt_at ? `next at ${moment(callback.next_attempt_at)}` : null].filter(Boolean).join(" · "));
+    show(error, callback.last_error);
+  } };
+}

@@ -1,0 +1,141 @@
+// uPlot as this page uses it. A canvas says nothing to a screen reader, so each chart is an image with a name, and what
+// it shows is in words or figures beside it.
+
+import { h } from "/static/dom.js";
+import { number, UNKNOWN } from "/static/words.js";
+
+const KEPT_S = 300;
+const SPARK_HEIGHT = 30;
+const CHART_HEIGHT = 190;
+
+const { uPlot } = globalThis;
+const drawn = new Set();
+const colours = new Map();
+
+/** What a custom property of the style sheet stands for now. */
+function colour(name) {
+  if (!colours.has(name)) {
+    const probe = h("i", { class: `ink-${name}` });
+    document.body.append(probe);
+    colours.set(name, getComputedStyle(probe).color);
+    probe.remove();
+  }
+  return colours.get(name);
+}
+
+const faint = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", 0.14)");
+
+function repaint() {
+  colours.clear();
+  drawn.forEach((plot) => plot.redraw(false));
+}
+addEventListener("theme", repaint);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+
+const sizes = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries) {
+    const { plot } = target;
+    if (plot && contentRect.width > 0) plot.setSize({ width: Math.floor(contentRect.width), height: plot.height });
+  }
+});
+
+function draw(host, options, data) {
+  host.plot = new uPlot({ width: Math.floor(host.clientWidth) || 100, cursor: { show: false }, legend: { show: false }, ...options }, data, host);
+  drawn.add(host.plot);
+  sizes.observe(host);
+  return host.plot;
+}
+
+/** The last five minutes of one figure. */
+export class Spark {
+  #times = [];
+  #values = [];
+  #plot = null;
+
+  /** `most`: the top of the scale; null: what was highest. */
+  constructor(most = null) {
+    this.node = h("div", { class: "spark", "aria-hidden": "true" });
+    this.most = most;
+  }
+
+  add(time_s, value) {
+    this.#times.push(time_s);
+    this.#values.push(value ?? null);
+    while (this.#times[0] < time_s - KEPT_S) {
+      this.#times.shift();
+      this.#values.shift();
+    }
+    if (!this.node.isConnected) return;
+    this.#plot ??= draw(this.node, {
+      height: SPARK_HEIGHT,
+      padding: [2, 0, 0, 0],
+      axes: [{ show: false }, { show: false }],
+      scales: {
+        x: { range: () => [this.#times.at(-1) - KEPT_S, this.#times.at(-1)] },
+        y: { range: (_, low, high) => [0, this.most ?? Math.max(1, high * 1.1)] },
+      },
+      series: [{}, { stroke: () => colour("accent"), fill: () => faint("accent"), width: 1.5, points: { show: false } }],
+    }, [[], []]);
+    this.#plot.setData([this.#times, this.#values]);
+  }
+}
+
+/** Lines or bars over time. `series`: {label, ink, bars, dash, unit, digits}; the pointer's place is said in `readout`. */
+export class Chart {
+  constructor(title, series) {
+    this.series = series;
+    this.readout = h("span", { class: "quiet" });
+    this.image = h("div", { class: "chart", role: "img", "aria-label": title });
+    const keys = series.map(({ label, ink, dash }) => h("span", { class: `key ink-${ink}`, data: { dash: dash ? "yes" : "no" } }, label));
+    this.node = h("figure", {}, h("figcaption", {}, h("strong", {}, title), h("span", { class: "keys" }, keys)), this.image, this.readout);
+    this.plot = null;
+  }
+
+  /** `data`: seconds since 1970, then an array for each series; `said`: the same in a sentence. */
+  show(data, said) {
+    this.image.setAttribute("aria-label", said);
+    this.plot ??= draw(this.image, {
+      height: CHART_HEIGHT,
+      cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
+      hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
+      scales: { y: { range: (_, low, high) => [0, Math.max(1, (high ?? 1) * 1.1)] } },
+      axes: [axis({ space: 60 }), axis({ size: 46, space: 34 })],
+      series: [{}, ...this.series.map(line)],
+    }, data);
+    this.plot.setData(data);
+  }
+
+  #point(index) {
+    const time = this.plot?.data[0][index];
+    if (time === undefined) return;
+    const said = this.series.map(({ label, unit, digits = 0 }, i) => {
+      const value = this.plot.data[i + 1][index];
+      return `${label} ${value === null ? UNKNOWN : `${number(value, digits)}${unit ? ` ${unit}` : ""}`}`;
+    });
+    this.readout.textContent = [uPlot.fmtDate("{HH}:{mm}")(new Date(time * 1000)), ...said].join(" · ");
+  }
+}
+
+function axis(more) {
+  return {
+    stroke: () => colour("quiet"),
+    font: "11px system-ui, sans-serif",
+    grid: { stroke: () => colour("line"), width: 1 },
+    ticks: { show: false },
+    values: more.size ? undefined : (_, times) => times.map((time) => uPlot.fmtDate("{HH}:{mm}")(new Date(time * 1000))),
+    ...more,
+  };
+}
+
+function line({ label, ink, bars, dash }) {
+  return {
+    label,
+    stroke: () => colour(ink),
+    fill: bars ? () => colour(ink) : undefined,
+    paths: bars ? uPlot.paths.bars({ size: [0.7, 24] }) : undefined,
+    points: { show: false },
+    width: bars ? 0 : 1.75,
+    dash: dash ? [5, 4] : undefined,
+    spanGaps: false,
+  };
+}
