@@ -17,6 +17,7 @@ from gpu_daemon.api.context import Context
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.callbacks.signing import secret_bytes
 from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.catalogue.pipelines import Pipelines
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.migrate import migrate
 from gpu_daemon.database.pool import ConnectionParameters, SingleDaemonLock, answers, open_pool
@@ -74,7 +75,7 @@ class Daemon:
         settings = self._settings
         listener = _listen(settings.host, settings.port)
         self._parts.callback(listener.close)
-        for directory in (settings.jobs_dir, settings.models_dir):
+        for directory in (settings.jobs_dir, settings.models_dir, settings.pipelines_dir):
             _make_directory(directory)
         devices = await detect(settings.devices)
 
@@ -99,6 +100,15 @@ class Daemon:
         telemetry = Telemetry(dict(enumerate(devices)), settings.data_dir, runner_pids=self._runner_pids)
         await telemetry.start()
         self._parts.push_async_callback(telemetry.stop)
+        pipelines = Pipelines(
+            settings.diarization_model,
+            settings.pipelines_dir,
+            hub,
+            endpoint=settings.hf_endpoint,
+            token=settings.hf_token,
+        )
+        await pipelines.start()
+        self._parts.push_async_callback(pipelines.stop)
         scheduler = Scheduler(
             settings,
             devices,

@@ -17,6 +17,9 @@ GpuDaemonError
 │   ├── UrlBlocked            its url leads where the daemon may not go
 │   ├── FetchFailed           its url gives no file
 │   ├── NoRoom                its model does not fit beside those in use
+│   ├── PipelineUnavailable   what finds out who speaks is not on this machine
+│   ├── PipelineGated         the hub gives it to accounts that have accepted its conditions, and to no other
+│   ├── PipelineChanged       it is not what it was when it came first, or not what it should be
 │   ├── NotANumber            its model, or the device, computes nonsense
 │   ├── DeviceLost            the GPU is of no more use to this process: the runner must end
 │   └── RunnerCrashed         the child process died or was killed under the job
@@ -110,6 +113,18 @@ class UrlBlocked(JobError):
 
 class FetchFailed(JobError):
     code = "fetch_failed"
+
+
+class PipelineUnavailable(JobError):
+    code = "pipeline_unavailable"
+
+
+class PipelineGated(JobError):
+    code = "pipeline_gated"
+
+
+class PipelineChanged(JobError):
+    code = "pipeline_changed"
 
 
 class NotANumber(JobError):

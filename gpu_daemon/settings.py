@@ -1,5 +1,6 @@
 """The daemon's settings: read once, frozen, checked with the culprit's name."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gpu_daemon.errors import SettingsError
 
 JOB_TIMEOUT_BASE_S = 1800
+SECRETS = frozenset({"DB_PASS", "API_KEYS", "CALLBACK_SECRET", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+"""In the environment for the daemon alone."""
 
 
 def _comma_separated(value: object) -> object:
@@ -112,6 +115,10 @@ class Settings(BaseSettings):
         return self.data_dir / "whisper_models"
 
     @property
+    def pipelines_dir(self) -> Path:
+        return self.data_dir / "diarization_models"
+
+    @property
     def max_file_size_bytes(self) -> int:
         return self.max_file_size_mb * 1024 * 1024
 
@@ -132,10 +139,11 @@ def load_settings() -> Settings:
                 lines.append(f"{name}: no such setting; .env.example lists every one")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
-                given = (
-                    ""
-                    if name in ("", "DB_PASS", "API_KEYS", "CALLBACK_SECRET", "HF_TOKEN")
-                    else f" (it is {problem['input']!r})"
-                )
+                given = "" if name in SECRETS | {""} else f" (it is {problem['input']!r})"
                 lines.append(f"{name}: {message}{given}" if name else message)
         raise SettingsError("\n".join(lines)) from error
+
+
+def child_environment() -> dict[str, str]:
+    """What a child process gets of ours: one opens files that others made, and one runs as another user."""
+    return {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}

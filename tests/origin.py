@@ -38,6 +38,8 @@ class Origin:
     """By path."""
     ranges: list[str | None] = field(default_factory=list)
     """The Range of each request."""
+    heads: list[str] = field(default_factory=list)
+    """Of each request, line by line."""
     url: str = ""
     _plan: deque[Reply] = field(default_factory=deque)
     _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -46,8 +48,8 @@ class Origin:
     _server: asyncio.Server | None = None
     _connections: "set[asyncio.Task[None]]" = field(default_factory=set)
 
-    async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+    async def start(self, port: int = 0, *, host: str = "127.0.0.1") -> None:
+        self._server = await asyncio.start_server(self._accept, host, port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"
 
@@ -107,6 +109,7 @@ class Origin:
         asked = re.search(r"^range: *bytes=(\d+)-\r$", head, re.IGNORECASE | re.MULTILINE)
         async with self._arrived:
             self.ranges.append(asked[1] if asked else None)
+            self.heads.append(head)
             self._arrived.notify_all()
         reply = self._plan.popleft() if self._plan else Reply()
         content = self.files.get(path)

@@ -3,10 +3,11 @@
 import errno
 import re
 import shutil
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx2
 
@@ -32,6 +33,16 @@ OnProgress = Callable[[int, int | None], None]
 class DownloadFailed(Exception):
     """The message is for people, clients among them: it names no path."""
 
+    def __init__(self, message: str, *, status: int | None = None, error_code: str | None = None) -> None:
+        """`status`: of the answer, if it was a refusal. `error_code`: what a hub says beside it."""
+        super().__init__(message)
+        self.status = status
+        self.error_code = error_code
+
+
+class NotAsPublished(DownloadFailed):
+    """Every byte came, and some are others than were to come."""
+
 
 def _free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
@@ -42,10 +53,19 @@ class Downloader:
         self._free_bytes = free_bytes
         self._client: httpx2.AsyncClient | None = None
 
-    async def fetch(self, url: str, sha256: str, target: Path, on_progress: OnProgress) -> bool:
+    async def fetch(
+        self,
+        url: str,
+        sha256: str,
+        target: Path,
+        on_progress: OnProgress,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
         """True: `target` is there and was checked. False: another process put it there meanwhile.
 
         Raises DownloadFailed, and Busy while another process downloads it. Cancelling leaves what came, for later.
+        A redirect to another host does not take an Authorization header along.
         """
         part = PartFile(target)
         try:
@@ -53,18 +73,18 @@ class Downloader:
             if target.exists():
                 await blocking(part.discard)
                 return False
-            await self._receive(url, part, target.parent, on_progress)
+            await self._receive(url, part, target.parent, on_progress, headers)
             if part.sha256() != sha256:
                 await blocking(part.discard)
                 on_progress(0, None)
-                raise DownloadFailed(
+                raise NotAsPublished(
                     f"what {_host(url)} sent is not what was published (its SHA-256 is {part.sha256()[:12]}…, "
                     f"not {sha256[:12]}…); it was thrown away"
                 )
             await blocking(part.publish)
             return True
         except httpx2.HTTPError as error:
-            raise DownloadFailed(_reason(error, _host(url))) from error
+            raise DownloadFailed(_reason(error, _host_of(error) or _host(url))) from error
         except OSError as error:
             if error.errno in NO_ROOM:
                 await blocking(part.discard)  # the jobs need the room more
@@ -74,15 +94,34 @@ class Downloader:
         finally:
             part.close()
 
+    async def read(self, url: str, most_bytes: int, *, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
+        """Something small, whole and in memory. Raises DownloadFailed. Redirects as above."""
+        client = await self._connected()
+        body = bytearray()
+        try:
+            async with client.stream("GET", url, headers=HEADERS | dict(headers)) as response:
+                if response.status_code != httpx2.codes.OK:
+                    raise _refused(response, _host(url))
+                async with aclosing(response.aiter_bytes()) as pieces:
+                    async for piece in pieces:
+                        body += piece
+                        if len(body) > most_bytes:
+                            raise DownloadFailed(f"{_host(url)} sends more than it should")
+        except httpx2.HTTPError as error:
+            raise DownloadFailed(_reason(error, _host_of(error) or _host(url))) from error
+        return bytes(body)
+
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
 
-    async def _receive(self, url: str, part: PartFile, directory: Path, on_progress: OnProgress) -> None:
+    async def _receive(
+        self, url: str, part: PartFile, directory: Path, on_progress: OnProgress, headers: Mapping[str, str]
+    ) -> None:
         client = await self._connected()
-        headers = HEADERS | ({"Range": f"bytes={part.size_bytes}-"} if part.size_bytes else {})
-        async with client.stream("GET", url, headers=headers) as response:
+        wanted = {"Range": f"bytes={part.size_bytes}-"} if part.size_bytes else {}
+        async with client.stream("GET", url, headers=HEADERS | dict(headers) | wanted) as response:
             total_bytes = await _begin(response, part, _host(url))
             on_progress(part.size_bytes, total_bytes)
             if part.size_bytes == total_bytes:
@@ -127,7 +166,15 @@ async def _begin(response: httpx2.Response, part: PartFile, host: str) -> int | 
             return total_bytes
         await blocking(part.restart)
         raise DownloadFailed(f"what had come is no part of what {host} has; the download starts over")
-    raise DownloadFailed(f"{host} answered {response.status_code} {response.reason_phrase}")
+    raise _refused(response, host)
+
+
+def _refused(response: httpx2.Response, host: str) -> DownloadFailed:
+    return DownloadFailed(
+        f"{host} answered {response.status_code} {response.reason_phrase}",
+        status=response.status_code,
+        error_code=response.headers.get("X-Error-Code"),
+    )
 
 
 async def _pieces(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
@@ -164,6 +211,14 @@ def _reason(error: httpx2.HTTPError, host: str) -> str:
 
 def _host(url: str) -> str:
     return httpx2.URL(url).host
+
+
+def _host_of(error: httpx2.HTTPError) -> str | None:
+    """The one that it is about, which may be another than was asked first."""
+    try:
+        return error.request.url.host
+    except RuntimeError:  # it is about none
+        return None
 
 
 def _megabytes(size_bytes: int) -> str:

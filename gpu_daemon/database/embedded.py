@@ -22,6 +22,7 @@ from gpu_daemon.database.pool import ConnectionParameters, connect
 from gpu_daemon.database.unprivileged import RunAs, run_as
 from gpu_daemon.errors import StartupError
 from gpu_daemon.logs import log
+from gpu_daemon.settings import child_environment
 
 MAJOR = 18
 SUPERUSER = "gpu_daemon"
@@ -169,6 +170,7 @@ class EmbeddedPostgres:
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             cwd="/",  # ours may be one that the server's user cannot enter
+            env=child_environment(),
             start_new_session=True,  # Ctrl-C is for the daemon, which then stops its database in order
         )
 

@@ -34,6 +34,7 @@ from gpu_daemon.runner.protocol import (
     Stop,
     Unload,
 )
+from gpu_daemon.settings import child_environment
 from gpu_daemon.transcript.model import Segment
 
 TERMINATE_GRACE_S = 1.0
@@ -223,7 +224,7 @@ class Runner:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # Threads of torch that wait by spinning make it ten times slower when the cores are shared with anybody.
         defaults = {"OMP_WAIT_POLICY": "PASSIVE"}
-        return {**defaults, **os.environ, **self._device.environment(), "PYTHONPATH": path}
+        return {**defaults, **child_environment(), **self._device.environment(), "PYTHONPATH": path}
 
     def _receive(self, message: FromRunner, body: bytes) -> None:
         if not isinstance(message, Models):
