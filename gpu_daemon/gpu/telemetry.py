@@ -17,6 +17,7 @@ from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.host import HostSource
 from gpu_daemon.gpu.reading import GpuReading, HostReading, Usage, divided
 from gpu_daemon.logs import log
+from gpu_daemon.settings import child_environment
 
 INTERVAL_S = 1.0
 FRESH_S = 0.25
@@ -255,7 +256,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _environment() -> dict[str, str]:
     # The child finds the package wherever the daemon was started from.
     root = str(Path(gpu_daemon.__file__).parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    return {**child_environment(), "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def _sees_all_pids() -> bool:
