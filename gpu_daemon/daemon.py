@@ -14,6 +14,7 @@ import uvicorn
 from gpu_daemon import __version__, clock
 from gpu_daemon.api.app import create_app
 from gpu_daemon.api.context import Context
+from gpu_daemon.api.websocket import MAX_FRAME_BYTES, DashboardProtocol
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.callbacks.signing import secret_bytes
 from gpu_daemon.catalogue.catalogue import Catalogue
@@ -140,6 +141,8 @@ class Daemon:
             )
         )
         self._parts.push_async_callback(app.state.attendance.stop)
+        app.state.live.start()
+        self._parts.push_async_callback(app.state.live.stop)
         await self._serve_http(
             uvicorn.Config(
                 app,
@@ -149,6 +152,9 @@ class Daemon:
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
                 lifespan="off",
+                ws=DashboardProtocol,
+                ws_max_size=MAX_FRAME_BYTES,
+                ws_per_message_deflate=False,  # it would be done on the event loop, for each viewer
             ),
             listener,
         )

@@ -7,7 +7,8 @@ GpuDaemonError
 │   ├── TooLarge              too many bytes or too many seconds
 │   ├── TooSlow               the upload stalled, or would never end
 │   ├── NotMedia              ffmpeg finds nothing to decode
-│   └── Unauthorized
+│   ├── Unauthorized
+│   └── Forbidden             a page of another site asks
 ├── Unavailable               try again later; `retry_after_s` says when
 │   ├── DiskFull
 │   ├── RateLimited           too many requests of this client
@@ -66,6 +67,10 @@ class NotMedia(InvalidRequest):
 
 class Unauthorized(InvalidRequest):
     code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    code = "forbidden"
 
 
 class Unavailable(GpuDaemonError):

@@ -14,7 +14,8 @@ QUEUE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `job` (state, stage or progress of `subject`), `segments` (newly heard), `model` or `worker`."""
+    """`kind` is `job` (state, stage or progress of `subject`), `segments` (newly heard), `model`, `worker`, `callback`
+    or `incident` (what operators care about: `what` it is, and what api/journal.py makes a sentence of)."""
 
     kind: str
     subject: str
@@ -43,12 +44,15 @@ class EventHub:
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._pulses: set[asyncio.Event] = set()
 
     def publish(self, kind: str, subject: str, **data: Any) -> None:
         event = Event(kind, subject, data)
         for listener in self._listeners:
             listener.offer(event)
         for changed in self._watchers.get(subject, ()):
+            changed.set()
+        for changed in self._pulses:
             changed.set()
 
     @contextmanager
@@ -73,3 +77,13 @@ class EventHub:
             watchers.discard(changed)
             if not watchers and self._watchers.get(subject) is watchers:
                 del self._watchers[subject]
+
+    @contextmanager
+    def pulse(self) -> Iterator[asyncio.Event]:
+        """Set when anything happens, for who looks at everything and seldom: it takes no memory."""
+        changed = asyncio.Event()
+        self._pulses.add(changed)
+        try:
+            yield changed
+        finally:
+            self._pulses.discard(changed)

@@ -2,14 +2,17 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.errors import NotFound, Unauthorized
 from gpu_daemon.jobs.model import Job, JobId
+from gpu_daemon.settings import Settings
 
 CLIENT_NAME_CHARACTERS = 16
 
@@ -28,20 +31,23 @@ async def _client(request: Request, _bearer: object = _SCHEMES[0], _header: obje
     return client_of(request)
 
 
-def client_of(request: Request) -> str | None:
+def client_of(connection: HTTPConnection) -> str | None:
     """As above."""
-    request.state.client = client = _known(request)
+    settings = context_of(connection).settings
+    connection.state.client = client = client_of_keys(settings, _keys(connection)) if settings.api_keys else None
     return client
 
 
-def _known(request: Request) -> str | None:
-    keys = context_of(request).settings.api_keys
-    if not keys:
-        return None
-    sent = _keys(request)
+def has_key(connection: HTTPConnection) -> bool:
+    """Whatever it is worth."""
+    return bool(_keys(connection))
+
+
+def client_of_keys(settings: Settings, sent: Sequence[bytes]) -> str:
+    """The client that the first known one of these names. Raises Unauthorized."""
     if not sent:
         raise Unauthorized("send your API key: Authorization: Bearer KEY, or X-API-Key: KEY")
-    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys]
+    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
     for digest in (hashlib.sha256(key).digest() for key in sent):
         # All are compared, so that the time taken says nothing about which came near.
         if any([hmac.compare_digest(digest, other) for other in known]):
@@ -49,9 +55,9 @@ def _known(request: Request) -> str | None:
     raise Unauthorized("this API key is not known")
 
 
-def _keys(request: Request) -> list[bytes]:
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    sent = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+def _keys(connection: HTTPConnection) -> list[bytes]:
+    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+    sent = [bearer if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", "")]
     return [key.strip().encode("latin-1") for key in sent if key.strip()]
 
 

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from gpu_daemon import __version__
 from gpu_daemon.api import (
     callbacks,
+    dashboard,
     documents,
     errors,
     events,
@@ -23,6 +24,7 @@ from gpu_daemon.api.attendance import Attendance
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.api.intake import Intake
+from gpu_daemon.api.live import Live
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.services import cuda, micro, rocm, rq, scale
 from gpu_daemon.api.shortcut import Shortcut
@@ -42,6 +44,7 @@ ROUTERS = {
         health.router,
         metrics.router,
         operations.router,
+        dashboard.router,
         rocm.shared,
         micro.shared,
         scale.shared,
@@ -69,6 +72,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     app.state.intake = Intake(context)
     app.state.attendance = Attendance(context)
+    app.state.live = Live(context)
     app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
     described = documents.openapi(app, ROUTERS)
     pages.install(app, described)

@@ -37,7 +37,7 @@ TAGS = [
     {"name": "openai", "description": "OpenAI's audio API, for its official clients."},
     {"name": "queue", "description": "What waits and what runs."},
     {"name": "health", "description": "For orchestrators; open even where API keys are configured."},
-    {"name": "operations", "description": "Models, workers, the state that the page shows."},
+    {"name": "operations", "description": "Models, workers, the state that the page shows; `WS /ws/dashboard`."},
     {"name": "ROCm service", "description": "Its routes and words; base path `/services/rocm`."},
     {"name": "microservice", "description": "Its routes and words; base path `/services/micro`, or the root."},
     {"name": "queue guide", "description": "Its routes and words; base path `/services/rq`."},
@@ -54,6 +54,20 @@ curl -F file=@talk.mp3 -F callback_url=https://example.org/done http://localhost
 
 Every error is `{"error": {"message", "type", "param", "code"}}` with an `x-request-id` header. Times in a transcript
 are seconds on the timeline of the file you sent.
+
+`WS /ws/dashboard` sends the state of `GET /dashboard/state` as it changes, in text frames of JSON:
+
+- first `{"type": "snapshot", "seq": 7, "state": {…}}`, then `{"type": "delta", "seq": 8, "state": {…}}` with the
+  top-level members that have changed, each of them whole; at most four a second. Where nothing has changed for 15 s,
+  `{"type": "beat", "seq": 8}`.
+- A client that sees a gap in `seq` sends `{"type": "snapshot"}` and gets one. One that reads too slowly gets a new
+  snapshot by itself instead of what it missed.
+- Where API keys are configured, the key is in a header of the handshake or, from a browser, in the first frame:
+  `{"type": "key", "key": "…"}`. None within 5 s, or a wrong one: closed with 4401.
+- A page of another site is refused (403): the host and port of `Origin` must be those of `Host`, which a proxy must
+  pass on. Programs send no `Origin`.
+- Closed with 4400: a frame was not understood; 1009: it had more than 64 KiB; 1012: the daemon stops. Come back after
+  a pause.
 """
 
 SERVICES = "/services/"

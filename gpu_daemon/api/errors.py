@@ -14,6 +14,7 @@ from gpu_daemon.api.schemas import Error, ErrorDetail
 from gpu_daemon.errors import (
     Conflict,
     DiskFull,
+    Forbidden,
     GpuDaemonError,
     InvalidRequest,
     NotFound,
@@ -30,6 +31,7 @@ from gpu_daemon.logs import log
 STATUSES: Mapping[type[GpuDaemonError], int] = {
     InvalidRequest: 400,
     Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     TooSlow: 408,
     Conflict: 409,

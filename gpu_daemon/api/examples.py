@@ -114,19 +114,35 @@ MODEL = {
     "size_bytes": 145262807,
     "done_bytes": 145262807,
     "rate_bytes_per_s": None,
+    "left_s": None,
     "error": None,
     "retry_at": None,
 }
 WORKER = {
     "index": 0,
-    "device": {"kind": "cuda", "index": 0, "name": "NVIDIA L4"},
+    "device": {"kind": "cuda", "index": 0, "name": "NVIDIA L4", "uuid": "GPU-7d3f6a52-0c1b-4e1f-9f5e-1a2b3c4d5e6f"},
     "state": "busy",
-    "jobs": [{"id": JOB_ID, "model": "base", "stage": "transcribing", "progress": 35.0}],
+    "jobs": [
+        {
+            **{"id": JOB_ID, "model": "base", "stage": "transcribing", "progress": 35.0},
+            **{"started_at": STARTED_AT, "duration_s": 125.5, "speed": 31.4, "left_s": 2.8},
+        }
+    ],
     "loaded": {"base": 277.8},
     "pid": 4711,
     "answered_s_ago": 0.4,
     "restarts": 0,
     "error": None,
+}
+TELEMETRY = {
+    **{"util_percent": 93.0, "vram_used_mb": 6100.0, "vram_ours_mb": 5200.0, "vram_others_mb": 900.0},
+    **{"vram_free_mb": 16933.0, "vram_total_mb": 23034.0, "temperature_c": 61.0, "power_w": 68.2},
+    **{"power_limit_w": 72.0, "clock_sm_mhz": 1890.0, "clock_mem_mhz": 6251.0, "throttle": ["power cap"]},
+    **{"ecc_errors": 0, "processes": 2, "read_s_ago": 0.4},
+}
+HOST = {
+    **{"cpu_percent": 12.5, "memory_used_mb": 9216.0, "memory_total_mb": 64302.0},
+    **{"disk_free_mb": 412032.0, "disk_total_mb": 960128.0},
 }
 READY = {"status": "ready", "reason": None}
 MICRO_RESULT = {
@@ -175,12 +191,22 @@ EXAMPLES: dict[str, Any] = {
         "health": READY,
         "version": "0.1.0",
         "uptime_s": 3600.0,
+        "paused_by_drain": False,
+        "database": {"answers": True, "latency_ms": 0.8},
         "workers": [WORKER],
+        "telemetry": {"gpus": {"0": TELEMETRY}, "host": HOST},
         "queue": {
             **{"queued": 0, "running": 1, "completed": 15, "failed": 2, "cancelled": 0},
-            **{"queued_ids": [], "running_ids": [JOB_ID]},
+            **{"oldest_queued_s": None, "estimated_wait_s": 0.0, "queued_ids": [], "running_ids": [JOB_ID]},
         },
         "models": [MODEL],
+        "callbacks": {"pending": 0, "retrying": 1, "delivered": 14, "dead": 0},
+        "events": [
+            {
+                **{"seq": 7, "at": ENDED_AT, "level": "error", "kind": "job_failed"},
+                "text": f"job {JOB_ID} failed: not_media",
+            }
+        ],
     },
     "Deliveries": {
         "job_id": JOB_ID,
@@ -227,6 +253,14 @@ EXAMPLES: dict[str, Any] = {
     "ModelView": MODEL,
     "OpenAIModel": OPENAI_MODEL,
     "OpenAIModels": {"object": "list", "data": [OPENAI_MODEL]},
+    "PendingCallbacks": {
+        "callbacks": [
+            {
+                **{"job_id": JOB_ID, "state": "pending", "attempts": 2, "next_attempt_at": ENDED_AT},
+                **{"last_error": "HTTP status 502", "host": "example.org"},
+            }
+        ]
+    },
     "Processed": {
         "text": TEXT,
         "segments": [PIECE | {"speaker": "SPEAKER_00"}],

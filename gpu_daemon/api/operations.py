@@ -1,4 +1,4 @@
-"""For those who run the daemon: models, workers, the state that the page shows."""
+"""For those who run the daemon: models and workers."""
 
 from typing import Annotated
 
@@ -9,7 +9,6 @@ from gpu_daemon.api.access import Client, RequireKey
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.errors import documented
 from gpu_daemon.api.schemas import (
-    DashboardState,
     Draining,
     Language,
     LanguagePage,
@@ -18,7 +17,7 @@ from gpu_daemon.api.schemas import (
     WorkerPage,
     WorkerView,
 )
-from gpu_daemon.api.state import dashboard_state, health_reason, model_view, worker_views
+from gpu_daemon.api.state import health_reason, model_view, worker_views
 from gpu_daemon.errors import InvalidRequest, NotFound, TooLarge
 from gpu_daemon.jobs.languages import LANGUAGES
 
@@ -151,8 +150,3 @@ def _draining(context: Context) -> Draining:
     return Draining(
         health=health_reason(context), queued=len(scheduler.queued_ids()), running=len(scheduler.running_ids())
     )
-
-
-@router.get("/dashboard/state", summary="What the page shows", responses=documented(401))
-async def state(request: Request, client: Client) -> DashboardState:
-    return await dashboard_state(context_of(request), client)

@@ -213,12 +213,15 @@ class QueueStats(Body):
 
 class ModelView(Body):
     name: str
-    source: str = Field(description="whisper: downloaded; file: a local checkpoint")
+    source: str = Field(
+        description="whisper: downloaded; file: a local checkpoint; pipeline: what says who speaks (on the page only)"
+    )
     enabled: bool
     state: str = Field(description="disabled, waiting, downloading, verifying, ready or failed")
     size_bytes: int | None
     done_bytes: int
     rate_bytes_per_s: float | None
+    left_s: float | None = Field(description="until a download is complete, at this rate")
     error: str | None
     retry_at: str | None
 
@@ -231,6 +234,7 @@ class DeviceView(Body):
     kind: Literal["cpu", "cuda", "rocm"]
     index: int
     name: str
+    uuid: str | None
 
 
 class WorkerJobView(Body):
@@ -238,6 +242,10 @@ class WorkerJobView(Body):
     model: str
     stage: str
     progress: float
+    started_at: str | None
+    duration_s: float | None = Field(description="of its audio, as the container says")
+    speed: float | None = Field(description="seconds of audio in a second, while it is transcribed")
+    left_s: float | None = Field(description="of its present stage, at the speed so far")
 
 
 class WorkerView(Body):
@@ -286,17 +294,95 @@ class QueueCounts(Body):
     completed: int | None = Field(description="null when the database does not answer")
     failed: int | None
     cancelled: int | None
-    queued_ids: list[str] = Field(description="the first ones")
+    oldest_queued_s: float | None = Field(description="null when nothing waits")
+    estimated_wait_s: float | None = Field(description="of a job that came now; null until a speed has been measured")
+    queued_ids: list[str] = Field(description="the first ones; the client's own")
     running_ids: list[str]
+
+
+class DatabaseView(Body):
+    answers: bool
+    latency_ms: float | None
+
+
+class GpuTelemetry(Body):
+    """null: the card or its driver does not say."""
+
+    util_percent: float | None
+    vram_used_mb: float | None
+    vram_ours_mb: float | None = Field(description="what the worker's runner holds")
+    vram_others_mb: float | None
+    vram_free_mb: float | None
+    vram_total_mb: float | None
+    temperature_c: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    clock_sm_mhz: float | None
+    clock_mem_mhz: float | None
+    throttle: list[str] | None = Field(description="why it is slower than it could be; empty: it is not")
+    ecc_errors: int | None = Field(description="that were not corrected")
+    processes: int | None
+    read_s_ago: float | None
+
+
+class HostTelemetry(Body):
+    cpu_percent: float | None
+    memory_used_mb: float | None
+    memory_total_mb: float | None
+    disk_free_mb: float | None = Field(description="where DATA_DIR is")
+    disk_total_mb: float | None
+
+
+class Telemetry(Body):
+    gpus: dict[str, GpuTelemetry] = Field(description="by the worker's index; none of a worker on the CPU")
+    host: HostTelemetry
+
+
+class CallbackCounts(Body):
+    """null when the database does not answer."""
+
+    pending: int | None = Field(description="not tried yet")
+    retrying: int | None = Field(description="tried in vain, and to be tried again")
+    delivered: int | None
+    dead: int | None
+
+
+class JournalEvent(Body):
+    seq: int
+    at: str
+    level: Literal["info", "warning", "error"]
+    kind: str = Field(
+        description="job_failed, worker_restarted, worker_quarantined, worker_drained, worker_resumed, model_ready, "
+        "model_failed, callback_dead, database_lost, database_back, drained, resumed, out_of_memory or disk_low"
+    )
+    text: str
 
 
 class DashboardState(Body):
     health: HealthReason
     version: str
     uptime_s: float
+    paused_by_drain: bool = Field(description="POST /drain was called, and POST /resume was not")
+    database: DatabaseView
     workers: list[WorkerView]
+    telemetry: Telemetry
     queue: QueueCounts
     models: list[ModelView]
+    callbacks: CallbackCounts
+    events: list[JournalEvent] = Field(description="newest first, 50 at most")
+
+
+class PendingCallback(Body):
+    job_id: str
+    state: Literal["pending", "dead"]
+    attempts: int
+    next_attempt_at: str | None = Field(description="of a pending one; in the past: it is being sent, or about to be")
+    last_error: str | None
+    host: str
+
+
+class PendingCallbacks(Body):
+    callbacks: list[PendingCallback]
 
 
 def job_summary(

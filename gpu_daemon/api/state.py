@@ -1,25 +1,33 @@
 """The daemon's state as data: what the page, the operators' routes and the old services' routes show."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from gpu_daemon import __version__, clock
 from gpu_daemon.api.access import own_ids
 from gpu_daemon.api.context import Context
+from gpu_daemon.api.journal import Entry
 from gpu_daemon.api.schemas import (
+    CallbackCounts,
     DashboardState,
+    DatabaseView,
     DeviceView,
     HealthReason,
+    HostTelemetry,
     ModelView,
     QueueCounts,
     RunningJob,
+    Telemetry,
     WorkerJobView,
     WorkerView,
 )
 from gpu_daemon.catalogue.catalogue import ModelStatus
-from gpu_daemon.errors import Unavailable
-from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import JobState, Stage
-from gpu_daemon.scheduling.status import WorkerStatus
+from gpu_daemon.scheduling.attempt import STAGE_SPAN_PERCENT
+from gpu_daemon.scheduling.queue import Waiting
+from gpu_daemon.scheduling.status import Live, WorkerJob, WorkerStatus
+from gpu_daemon.store.callbacks import Counts
 
 MAX_IDS = 200
 MB = 1024 * 1024
@@ -45,49 +53,85 @@ def health_reason(context: Context) -> HealthReason:
     return HealthReason(status=readiness.status, reason=readiness.reason)
 
 
-async def dashboard_state(context: Context, client: str | None) -> DashboardState:
-    """No transcripts, callback addresses, file names or errors of jobs, and the ids only of the client's own."""
-    queued, running = context.scheduler.queued_ids(), context.scheduler.running_ids()
-    try:
-        ended = await context.jobs.counts()
-    except Unavailable:
-        ended = {}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """What only the database knows, as it was when last asked."""
+
+    latency_ms: float | None = None
+    """None: it did not answer."""
+    jobs: Mapping[JobState, int] = field(default_factory=dict)
+    callbacks: Counts | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queued:
+    """What is to be seen of the queue."""
+
+    first: Mapping[str | None, list[str]]
+    """The ids of the first MAX_IDS jobs of each client; under None of all."""
+    oldest_at: datetime | None
+
+
+def queued(queue: Iterable[Waiting]) -> Queued:
+    """Goes through the whole queue once."""
+    first: dict[str | None, list[str]] = {None: []}
+    oldest: Waiting | None = None
+    for job in queue:
+        for ids in {None: first[None], job.client: first.setdefault(job.client, [])}.values():
+            if len(ids) < MAX_IDS:
+                ids.append(job.id)
+        if oldest is None or job.seq < oldest.seq:
+            oldest = job
+    return Queued(first=first, oldest_at=None if oldest is None else oldest.created_at)
+
+
+def dashboard_state(
+    context: Context, client: str | None, stored: Stored, waiting: Queued, journal: Iterable[Entry]
+) -> DashboardState:
+    """No transcripts, callback addresses, file names or errors of jobs, and the ids only of the client's own.
+
+    From memory, without waiting.
+    """
+    scheduler = context.scheduler
+    workers = scheduler.workers()
+    running = [job for worker in workers for job in worker.jobs]
     return DashboardState(
         health=health_reason(context),
         version=__version__,
         uptime_s=round((clock.now() - context.started_at).total_seconds(), 1),
-        workers=worker_views(context, client),
+        paused_by_drain=scheduler.drained,
+        database=DatabaseView(answers=stored.latency_ms is not None, latency_ms=stored.latency_ms),
+        workers=[_worker_view(worker, client) for worker in workers],
+        telemetry=telemetry_view(),
         queue=QueueCounts(
-            queued=len(queued),
+            queued=scheduler.queued_count,
             running=len(running),
-            completed=ended.get(JobState.COMPLETED),
-            failed=ended.get(JobState.FAILED),
-            cancelled=ended.get(JobState.CANCELLED),
-            queued_ids=list(own_ids(context, client, queued)[:MAX_IDS]),
-            running_ids=list(own_ids(context, client, running)),
+            completed=stored.jobs.get(JobState.COMPLETED),
+            failed=stored.jobs.get(JobState.FAILED),
+            cancelled=stored.jobs.get(JobState.CANCELLED),
+            oldest_queued_s=_seconds_since(waiting.oldest_at),
+            estimated_wait_s=scheduler.newcomer_waits_s(),
+            queued_ids=list(waiting.first.get(client, ())),
+            running_ids=[job.id for job in running if _may_see(client, job)],
         ),
-        models=[model_view(model) for model in context.catalogue.statuses() if model.enabled],
+        models=[model_view(model) for model in context.catalogue.statuses()],
+        callbacks=_callback_counts(stored.callbacks),
+        events=[entry.seen_by(client) for entry in journal],
     )
 
 
 def worker_views(context: Context, client: str | None) -> list[WorkerView]:
     """By their index."""
-    own = set(own_ids(context, client, context.scheduler.running_ids()))
-    return [_worker_view(worker, own) for worker in context.scheduler.workers()]
+    return [_worker_view(worker, client) for worker in context.scheduler.workers()]
 
 
-def _worker_view(worker: WorkerStatus, own: Set[JobId]) -> WorkerView:
+def _worker_view(worker: WorkerStatus, client: str | None) -> WorkerView:
     device = worker.device
     return WorkerView(
         index=worker.index,
-        device=DeviceView(kind=device.kind, index=device.index, name=device.name),
+        device=DeviceView(kind=device.kind, index=device.index, name=device.name, uuid=device.uuid),
         state=worker.state.value,
-        jobs=[
-            WorkerJobView(
-                id=job.id if job.id in own else None, model=job.model, stage=job.stage.value, progress=job.progress
-            )
-            for job in worker.jobs
-        ],
+        jobs=[_job_view(job, client) for job in worker.jobs],
         loaded={name: round(size_bytes / MB, 1) for name, size_bytes in worker.loaded.items()},
         pid=worker.pid,
         answered_s_ago=None if worker.answered_s_ago is None else round(worker.answered_s_ago, 1),
@@ -96,7 +140,49 @@ def _worker_view(worker: WorkerStatus, own: Set[JobId]) -> WorkerView:
     )
 
 
+def _may_see(client: str | None, job: WorkerJob) -> bool:
+    return client is None or job.client == client
+
+
+def _job_view(job: WorkerJob, client: str | None) -> WorkerJobView:
+    speed, left_s = pace(job.live, job.duration_s, clock.monotonic())
+    return WorkerJobView(
+        id=job.id if _may_see(client, job) else None,
+        model=job.model,
+        stage=job.live.stage.value,
+        progress=job.live.progress,
+        started_at=clock.rfc3339(job.started_at),
+        duration_s=job.duration_s,
+        speed=speed,
+        left_s=left_s,
+    )
+
+
+def pace(live: Live, duration_s: float | None, now_s: float) -> tuple[float | None, float | None]:
+    """Seconds of audio in a second while it is transcribed, and how long the stage will take yet (pure).
+
+    Measured up to the moment at which the progress last moved: in between it says nothing new.
+    """
+    first, last = STAGE_SPAN_PERCENT.get(live.stage, (0.0, 0.0))
+    took_s = live.moved_s - live.stage_since_s
+    if took_s <= 0 or live.progress <= first or last <= first:
+        return None, None
+    done = min(1.0, (live.progress - first) / (last - first))
+    left_s = max(0.0, took_s * (1 - done) / done - (now_s - live.moved_s))
+    heard = live.stage is Stage.TRANSCRIBING and duration_s is not None
+    return round(done * duration_s / took_s, 2) if heard and duration_s is not None else None, round(left_s, 1)
+
+
+def telemetry_view() -> Telemetry:
+    unknown = HostTelemetry(
+        cpu_percent=None, memory_used_mb=None, memory_total_mb=None, disk_free_mb=None, disk_total_mb=None
+    )
+    return Telemetry(gpus={}, host=unknown)
+
+
 def model_view(model: ModelStatus) -> ModelView:
+    rate = model.rate_bytes_per_s
+    left_bytes = None if model.size_bytes is None else max(0, model.size_bytes - model.done_bytes)
     return ModelView(
         name=model.name,
         source=model.source,
@@ -104,10 +190,23 @@ def model_view(model: ModelStatus) -> ModelView:
         state=model.state.value,
         size_bytes=model.size_bytes,
         done_bytes=model.done_bytes,
-        rate_bytes_per_s=model.rate_bytes_per_s,
+        rate_bytes_per_s=rate,
+        left_s=None if not rate or left_bytes is None else round(left_bytes / rate, 1),
         error=model.error,
         retry_at=clock.rfc3339(model.retry_at),
     )
+
+
+def _callback_counts(counts: Counts | None) -> CallbackCounts:
+    if counts is None:
+        return CallbackCounts(pending=None, retrying=None, delivered=None, dead=None)
+    return CallbackCounts(
+        pending=counts.pending, retrying=counts.retrying, delivered=counts.delivered, dead=counts.dead
+    )
+
+
+def _seconds_since(moment: datetime | None) -> float | None:
+    return None if moment is None else max(0.0, round((clock.now() - moment).total_seconds()))
 
 
 def running_job(context: Context, client: str | None) -> RunningJob:

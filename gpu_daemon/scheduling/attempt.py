@@ -98,6 +98,7 @@ class Attempt:
             worker_index=means.worker_index,
             attempt=claim.attempt,
             stage_since_s=clock.monotonic(),
+            moved_s=clock.monotonic(),
         )
         self.result: bytes | None = None
         """Once it is recorded."""
@@ -266,8 +267,9 @@ class Attempt:
         changed_stage = stage is not self.live.stage
         if not changed_stage and progress == self.live.progress:
             return
-        since_s = clock.monotonic() if changed_stage else self.live.stage_since_s
-        self.live = replace(self.live, stage=stage, progress=progress, stage_since_s=since_s)
+        now_s = clock.monotonic()
+        since_s = now_s if changed_stage else self.live.stage_since_s
+        self.live = replace(self.live, stage=stage, progress=progress, stage_since_s=since_s, moved_s=now_s)
         self._publish()
         if changed_stage:
             self._means.recorder.in_background(self._store_stage(stage))

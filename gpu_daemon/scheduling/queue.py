@@ -3,6 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 
 from gpu_daemon.audio.decode import Decoded
@@ -30,6 +31,7 @@ class Waiting:
     """How many have been made."""
     audio: Decoded | None = None
     """What the engine is to hear, if nothing is to be prepared."""
+    created_at: datetime | None = None
 
     @classmethod
     def of(cls, job: Job, audio: Decoded | None = None) -> "Waiting":
@@ -45,6 +47,7 @@ class Waiting:
             source_url=job.source_url,
             attempt=job.attempt,
             audio=audio,
+            created_at=job.created_at,
         )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -313,6 +313,23 @@ class Scheduler:
 
     def queued_ids(self) -> list[JobId]:
         return [job.id for job in self._queue]
+
+    def queued(self) -> Iterator[Waiting]:
+        """In the order in which they will run; to be read without waiting in between."""
+        return iter(self._queue)
+
+    @property
+    def queued_count(self) -> int:
+        return len(self._queue)
+
+    @property
+    def drained(self) -> bool:
+        """New jobs are refused until `resume_all`."""
+        return self._draining
+
+    def newcomer_waits_s(self) -> float | None:
+        """In how many seconds a job that came now would start. None: nothing measured yet, or nobody takes jobs."""
+        return self._wait_behind(len(self._queue))
 
     def running_ids(self) -> list[JobId]:
         return [job_id for worker in self._workers for job_id in worker.job_ids]

@@ -1,6 +1,7 @@
 """What is said of a worker and of the jobs it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
@@ -34,6 +35,8 @@ class Live:
     attempt: int
     stage_since_s: float
     """On the monotonic clock."""
+    moved_s: float
+    """When the progress last changed, on the same clock."""
     segments: tuple[Segment, ...] = ()
     """What was heard so far in this attempt."""
 
@@ -41,13 +44,22 @@ class Live:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerJob:
     id: JobId
+    client: str | None
     model: str
-    stage: Stage
-    progress: float
+    started_at: datetime | None
+    duration_s: float | None
+    live: Live = field(repr=False)
 
     @classmethod
     def of(cls, job: Job, live: Live) -> Self:
-        return cls(id=job.id, model=job.options.model, stage=live.stage, progress=live.progress)
+        return cls(
+            id=job.id,
+            client=job.client,
+            model=job.options.model,
+            started_at=job.started_at,
+            duration_s=job.duration_s,
+            live=live,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -96,6 +96,26 @@ class CallbackState:
     delivered_at: datetime | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    pending: int
+    """Not tried yet in their schedule."""
+    retrying: int
+    delivered: int
+    dead: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Undelivered:
+    job_id: JobId
+    state: str
+    """pending or dead"""
+    attempts: int
+    next_attempt_at: datetime
+    last_error: str | None
+    host: str
+
+
 class CallbackStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -208,6 +228,31 @@ class CallbackStore:
                 key,
             )
         return None if row is None else CallbackState(**dict(row))
+
+    async def counts(self) -> Counts:
+        async with connection(self._pool) as db:
+            row = await db.fetchrow(
+                """SELECT count(*) FILTER (WHERE state = 'pending' AND schedule_attempts = 0) AS pending,
+                          count(*) FILTER (WHERE state = 'pending' AND schedule_attempts > 0) AS retrying,
+                          count(*) FILTER (WHERE state = 'delivered') AS delivered,
+                          count(*) FILTER (WHERE state = 'dead') AS dead
+                   FROM callbacks"""
+            )
+        assert row is not None
+        return Counts(**dict(row))
+
+    async def undelivered(self, *, client: str | None, limit: int) -> list[Undelivered]:
+        """Pending and dead ones, newest first; of one client, or of all."""
+        async with connection(self._pool) as db:
+            rows = await db.fetch(
+                """SELECT job_id, callbacks.state, attempts, next_attempt_at, last_error, host
+                   FROM callbacks JOIN jobs ON jobs.id = job_id
+                   WHERE callbacks.state IN ('pending', 'dead') AND ($1::text IS NULL OR client = $1)
+                   ORDER BY callbacks.id DESC LIMIT $2""",
+                client,
+                limit,
+            )
+        return [Undelivered(**(dict(row) | {"job_id": JobId(str(row["job_id"]))})) for row in rows]
 
     async def tries(self, job_id: JobId) -> list[LoggedTry]:
         """In their order; the newest LOGGED."""
