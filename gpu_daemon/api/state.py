@@ -13,6 +13,7 @@ from gpu_daemon.api.schemas import (
     DashboardState,
     DatabaseView,
     DeviceView,
+    GpuTelemetry,
     HealthReason,
     HostTelemetry,
     ModelView,
@@ -23,6 +24,7 @@ from gpu_daemon.api.schemas import (
     WorkerView,
 )
 from gpu_daemon.catalogue.catalogue import ModelStatus
+from gpu_daemon.gpu.reading import GpuReading, HostReading
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.attempt import STAGE_SPAN_PERCENT
 from gpu_daemon.scheduling.queue import Waiting
@@ -102,7 +104,7 @@ def dashboard_state(
         paused_by_drain=scheduler.drained,
         database=DatabaseView(answers=stored.latency_ms is not None, latency_ms=stored.latency_ms),
         workers=[_worker_view(worker, client) for worker in workers],
-        telemetry=telemetry_view(),
+        telemetry=telemetry_view(context),
         queue=QueueCounts(
             queued=scheduler.queued_count,
             running=len(running),
@@ -173,11 +175,21 @@ def pace(live: Live, duration_s: float | None, now_s: float) -> tuple[float | No
     return round(done * duration_s / took_s, 2) if heard and duration_s is not None else None, round(left_s, 1)
 
 
-def telemetry_view() -> Telemetry:
-    unknown = HostTelemetry(
-        cpu_percent=None, memory_used_mb=None, memory_total_mb=None, disk_free_mb=None, disk_total_mb=None
+def telemetry_view(context: Context) -> Telemetry:
+    host = context.telemetry.host() or HostReading()
+    return Telemetry(
+        gpus={str(index): _gpu_view(reading) for index, reading in context.telemetry.latest().items()},
+        host=HostTelemetry(**{name: rounded(getattr(host, name)) for name in HostTelemetry.model_fields}),
     )
-    return Telemetry(gpus={}, host=unknown)
+
+
+def _gpu_view(reading: GpuReading) -> GpuTelemetry:
+    known = {name: rounded(getattr(reading, name)) for name in GpuTelemetry.model_fields if name != "throttle"}
+    return GpuTelemetry(throttle=None if reading.throttle is None else list(reading.throttle), **known)
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def model_view(model: ModelStatus) -> ModelView:
