@@ -31,6 +31,7 @@ from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.history import History
 from gpu_daemon.store.jobs import JobStore
 from gpu_daemon.store.models import ModelStore
 
@@ -128,6 +129,7 @@ class Daemon:
             Context(
                 settings=settings,
                 jobs=jobs,
+                history=History(pool),
                 callbacks=callbacks,
                 outbox=outbox,
                 catalogue=catalogue,

@@ -15,6 +15,7 @@ from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.callbacks import CallbackStore
+from gpu_daemon.store.history import History
 from gpu_daemon.store.jobs import JobStore
 
 
@@ -22,6 +23,7 @@ from gpu_daemon.store.jobs import JobStore
 class Context:
     settings: Settings
     jobs: JobStore
+    history: History
     callbacks: CallbackStore
     outbox: Outbox
     catalogue: Catalogue

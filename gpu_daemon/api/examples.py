@@ -231,6 +231,16 @@ EXAMPLES: dict[str, Any] = {
         }
     },
     "Health": HEALTH,
+    "HistoryPage": {
+        "window": "1h",
+        "bucket_s": 60,
+        "buckets": [
+            {
+                **{"at": ENDED_AT, "completed": 12, "failed": 1, "cancelled": 0, "audio_s": 1830.5, "speed": 30.5},
+                **{"wait_p50_s": 0.2, "wait_p95_s": 1.9, "total_p50_s": 5.1, "total_p95_s": 12.4},
+            }
+        ],
+    },
     "JobOfService": JOB | {"error": None, "error_code": None},
     "JobPage": {"jobs": [SUMMARY], "next_cursor": None},
     "JobView": JOB,
