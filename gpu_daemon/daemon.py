@@ -133,6 +133,7 @@ class Daemon:
                 callbacks=callbacks,
                 outbox=outbox,
                 catalogue=catalogue,
+                pipelines=pipelines,
                 scheduler=scheduler,
                 hub=hub,
                 telemetry=telemetry,

@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.catalogue.pipelines import Pipelines
 from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.outgoing.target import AddressPolicy
@@ -27,6 +28,7 @@ class Context:
     callbacks: CallbackStore
     outbox: Outbox
     catalogue: Catalogue
+    pipelines: Pipelines
     scheduler: Scheduler
     hub: EventHub
     telemetry: Telemetry

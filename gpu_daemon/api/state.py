@@ -116,7 +116,7 @@ def dashboard_state(
             queued_ids=list(waiting.first.get(client, ())),
             running_ids=[job.id for job in running if _may_see(client, job)],
         ),
-        models=[model_view(model) for model in context.catalogue.statuses()],
+        models=[model_view(model) for model in (*context.catalogue.statuses(), context.pipelines.status())],
         callbacks=_callback_counts(stored.callbacks),
         events=[entry.seen_by(client) for entry in journal],
     )

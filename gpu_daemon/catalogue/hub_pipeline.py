@@ -76,6 +76,10 @@ class HubPipeline:
             log.warning("pipeline.damaged", pipeline=self.name, directory=str(directory), files=damaged)
         return None if damaged else checked
 
+    async def ask(self, token: SecretStr | None) -> None:
+        """Whether the hub would give it; next to nothing is fetched. Raises as `fetch` does."""
+        await self._plan(await self._manifest(), token)
+
     async def fetch(self, token: SecretStr | None, on_bytes: OnBytes) -> Checked:
         """What is there already and right is kept. Raises PipelineGated, PipelineUnavailable, PipelineChanged."""
         manifest = await self._manifest()

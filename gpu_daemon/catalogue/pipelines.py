@@ -42,7 +42,7 @@ def _delay_s(failures: int) -> float:
     return backoff_s(failures, first_s=FIRST_RETRY_S, most_s=MOST_RETRY_S, rng=_rng)
 
 
-class _Source(Protocol):
+class Source(Protocol):
     async def on_disk(self) -> Checked | None:
         """None: it is to be fetched. Raises JobError, OSError."""
 
@@ -50,7 +50,7 @@ class _Source(Protocol):
         """Raises JobError, OSError."""
 
 
-class _LocalPipeline:
+class LocalPipeline:
     """A directory of somebody's own: whatever is in it when it is looked at is right."""
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -96,7 +96,7 @@ class Pipelines:
         self._token = token
         self._delay_s = delay_s
         self._downloader = downloader or Downloader()
-        self._source = self._source_of(name, directory, Hub(endpoint, self._downloader), pins)
+        self._source = source_of(name, directory, Hub(endpoint, self._downloader), pins)
         self._checked: Checked | None = None
         self._fetch: _Fetch | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -279,13 +279,14 @@ class Pipelines:
             error=status.error,
         )
 
-    @staticmethod
-    def _source_of(name: str, directory: Path, hub: Hub, pins: Mapping[str, Listing]) -> _Source:
-        if name == DEMO:
-            return _LocalPipeline(name, BUNDLED)
-        if HUB_NAME.fullmatch(name) is None or Path(name).is_dir():
-            return _LocalPipeline(name, Path(name).expanduser())
-        return HubPipeline(name, directory, hub, pins)
+
+def source_of(name: str, directory: Path, hub: Hub, pins: Mapping[str, Listing] = PINS) -> Source:
+    """`name`: DIARIZATION_MODEL. A directory of that name goes before a repository of that name, as in pyannote."""
+    if name == DEMO:
+        return LocalPipeline(name, BUNDLED)
+    if HUB_NAME.fullmatch(name) is None or Path(name).is_dir():
+        return LocalPipeline(name, Path(name).expanduser())
+    return HubPipeline(name, directory, hub, pins)
 
 
 def _same(one: SecretStr | None, other: SecretStr | None) -> bool:

@@ -10,6 +10,7 @@ from gpu_daemon.doctor.database import check_database
 from gpu_daemon.doctor.engine import INSTALL, TorchBroken, judge_torch, probe_torch
 from gpu_daemon.doctor.finding import Finding, Verdict, bad, good
 from gpu_daemon.doctor.machine import check_data_dir, check_disk, check_ffmpeg, check_port, check_python
+from gpu_daemon.doctor.pipeline import check_pipeline
 from gpu_daemon.errors import SettingsError, StartupError
 from gpu_daemon.gpu.detect import Device, detect
 from gpu_daemon.logs import configure
@@ -55,6 +56,7 @@ async def _findings() -> AsyncIterator[Finding]:
         yield finding
     async for finding in check_checkpoints(settings.models_dir):
         yield finding
+    yield await check_pipeline(settings)
 
 
 async def _devices_and_torch(settings: Settings) -> AsyncIterator[Finding]:

@@ -2,13 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpu_daemon.doctor.checkpoints import check_checkpoints
 from gpu_daemon.doctor.finding import Verdict
 from gpu_daemon.doctor.machine import check_data_dir, check_port
+from gpu_daemon.doctor.pipeline import check_pipeline
 from gpu_daemon.settings import Settings
+from tests.fake_hub import FakeHub, as_directory, pipeline_files
 from tests.integration.test_cli import command
 
 
@@ -74,3 +77,35 @@ async def test_the_bundled_checkpoint_is_the_one_that_was_shipped(
     findings = [finding async for finding in check_checkpoints(tmp_path)]
     assert findings[0].verdict is verdict
     assert (findings[0].fix == "git checkout -- gpu_daemon/demo/model.pt") == (verdict is Verdict.BAD)
+
+
+async def test_whether_speakers_can_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,127.0.0.2")
+    hub = FakeHub()
+    await hub.start()
+    hub.members.add("hf_good")
+    hub.publish("somebody/pipeline", pipeline_files())
+
+    async def said(token: str | None = None, model: str = "somebody/pipeline") -> tuple[Verdict, str]:
+        given: dict[str, Any] = {"hf_token": token, "hf_endpoint": hub.url, "diarization_model": model}
+        finding = await check_pipeline(Settings(_env_file=None, data_dir=tmp_path, **given))
+        assert "hf_good" not in f"{finding}"
+        assert "hf_other" not in f"{finding}"
+        return finding.verdict, f"{finding.message} → {finding.fix}"
+
+    verdict, words = await said()
+    assert (verdict, hub.requests) == (Verdict.NOTE, [])
+    assert "HF_TOKEN is not set" in words
+    verdict, words = await said("hf_other")
+    assert verdict is Verdict.NOTE
+    assert "accept the conditions of somebody/pipeline at https://huggingface.co/somebody/pipeline" in words
+    verdict, words = await said("hf_good")
+    assert verdict is Verdict.GOOD
+    assert "gives it to the account of HF_TOKEN" in words
+    await hub.stop()
+
+    verdict, words = await said(model=str(as_directory(tmp_path / "mine", pipeline_files())))
+    assert verdict is Verdict.GOOD
+    assert "every byte of it" in words
+    verdict, words = await said(model=str(tmp_path / "nowhere"))
+    assert verdict is Verdict.NOTE
