@@ -30,8 +30,8 @@ function row({ job_id: id }) {
   const again = button("Send again", trying(async () => {
     await post(`/jobs/${id}/callbacks/redeliver`);
     await load();
-  }), { "aria-label": `Send the callback of ${short(id)} again` });
-  const node = h("li", {}, h("div", { class: "line" }, h("a", { href: `#/jobs/${id}`, class: "code" }, short(id)), state), h("div", { class: "line" }, said, again), error);
+  }), { "aria-label": `Send again: callback of ${short(id)}` });
+  const node = h("li", {}, h("div", { class: "line" }, h("a", { href: `#/jobs/${id}`, class: "code" }, short(id)), state), h("div", { class: "line" }, said, h("span", { class: "acts" }, again)), error);
   return { node, fill(callback) {
     mark(state, callback.state);
     say(said, [callback.host, `${callback.attempts} attempts`, callback.next_attempt_at ? `next at ${moment(callback.next_attempt_at)}` : null].filter(Boolean).join(" · "));

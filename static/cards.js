@@ -82,11 +82,12 @@ function card({ index, device }) {
 }
 
 function jobRow(job) {
-  const name = job.id === null ? h("span", {}, "job of another client") : h("a", { href: `#/jobs/${job.id}` }, short(job.id));
-  const said = h("span", { class: "quiet" }), left = h("span", { class: "quiet end" });
+  const name = job.id === null ? h("span", { class: "quiet" }, "another client’s") : h("a", { href: `#/jobs/${job.id}` }, short(job.id));
+  const model = h("span", { class: "quiet name" }), said = h("span", { class: "quiet" }), left = h("span", { class: "quiet" });
   const progress = h("progress", { max: 100, "aria-label": `Progress of ${job.id === null ? "a job" : short(job.id)}` });
-  return { node: h("li", {}, h("div", { class: "line" }, name, said, left), progress), fill(now) {
-    say(said, `${now.model} · ${now.stage} ${number(now.progress)} %`);
+  return { node: h("li", {}, h("div", { class: "line tight" }, name, model, said), h("div", { class: "line tight" }, progress, left)), fill(now) {
+    say(model, now.model);
+    say(said, `${now.stage} ${number(now.progress)} %`);
     say(left, [known(now.speed) ? `${number(now.speed, 1)}×` : null, known(now.left_s) ? `${span(now.left_s)} left` : null].filter(Boolean).join(" · "));
     bar(progress, now.progress, 100);
   } };
@@ -127,7 +128,7 @@ function meter(part, kinds) {
       part.vram.fill(gpu);
       const throttle = gpu.throttle?.length ? `throttled: ${gpu.throttle.join(", ")}` : known(gpu.throttle) ? "not throttled" : null;
       show(part.board, [known(gpu.clock_sm_mhz) ? `${number(gpu.clock_sm_mhz)} MHz` : null, known(gpu.clock_mem_mhz) ? `memory ${number(gpu.clock_mem_mhz)} MHz` : null, throttle,
-        known(gpu.ecc_errors) ? `ECC errors ${number(gpu.ecc_errors)}` : null, known(gpu.processes) ? `${gpu.processes} processes` : null].filter(Boolean).join(" · "));
+        known(gpu.ecc_errors) ? `ECC errors ${number(gpu.ecc_errors)}` : null, known(gpu.processes) ? `${gpu.processes} process${gpu.processes === 1 ? "" : "es"}` : null].filter(Boolean).join(" · "));
       part.board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors ? "wait" : "none";
     }
   };

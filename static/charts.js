@@ -5,6 +5,7 @@ import { h } from "/static/dom.js";
 import { number, UNKNOWN } from "/static/words.js";
 
 const KEPT_S = 300;
+const LEAST_S = 60; // shown; it grows to all that is kept
 const SPARK_HEIGHT = 30;
 const CHART_HEIGHT = 190;
 
@@ -71,7 +72,7 @@ export class Spark {
       padding: [2, 0, 0, 0],
       axes: [{ show: false }, { show: false }],
       scales: {
-        x: { range: () => [this.#times.at(-1) - KEPT_S, this.#times.at(-1)] },
+        x: { range: () => [Math.min(this.#times[0], this.#times.at(-1) - LEAST_S), this.#times.at(-1)] },
         y: { range: (_, low, high) => [0, this.most ?? Math.max(1, high * 1.1)] },
       },
       series: [{}, { stroke: () => colour("accent"), fill: () => faint("accent"), width: 1.5, points: { show: false } }],
@@ -82,24 +83,27 @@ export class Spark {
 
 /** Lines or bars over time. `series`: {label, ink, bars, dash, unit, digits}; the pointer's place is said in `readout`. */
 export class Chart {
+  #half = 0; // of a bar
+
   constructor(title, series) {
     this.series = series;
     this.readout = h("span", { class: "quiet" });
     this.image = h("div", { class: "chart", role: "img", "aria-label": title });
     const keys = series.map(({ label, ink, dash }) => h("span", { class: `key ink-${ink}`, data: { dash: dash ? "yes" : "no" } }, label));
-    this.node = h("figure", {}, h("figcaption", {}, h("strong", {}, title), h("span", { class: "keys" }, keys)), this.image, this.readout);
+    this.node = h("figure", {}, h("figcaption", {}, title), this.image, h("p", { class: "keys" }, keys), this.readout);
     this.plot = null;
   }
 
   /** `data`: seconds since 1970, then an array for each series; `said`: the same in a sentence. */
   show(data, said) {
     this.image.setAttribute("aria-label", said);
+    this.#half = this.series.some(({ bars }) => bars) ? (data[0][1] - data[0][0]) / 2 : 0;
     this.plot ??= draw(this.image, {
       height: CHART_HEIGHT,
       cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
       hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
-      scales: { y: { range: (_, low, high) => [0, Math.max(1, (high ?? 1) * 1.1)] } },
-      axes: [axis({ space: 60 }), axis({ size: 46, space: 34 })],
+      scales: { x: { range: (_, first, last) => [first - this.#half, last + this.#half] }, y: { range: (_, low, high) => [0, Math.max(1, (high ?? 1) * 1.1)] } },
+      axes: [axis({ space: 60, size: 24, values: clockTimes }), axis({ size: 40, space: 34 })],
       series: [{}, ...this.series.map(line)],
     }, data);
     this.plot.setData(data);
@@ -112,9 +116,12 @@ export class Chart {
       const value = this.plot.data[i + 1][index];
       return `${label} ${value === null ? UNKNOWN : `${number(value, digits)}${unit ? ` ${unit}` : ""}`}`;
     });
-    this.readout.textContent = [uPlot.fmtDate("{HH}:{mm}")(new Date(time * 1000)), ...said].join(" · ");
+    this.readout.textContent = [minute(new Date(time * 1000)), ...said].join(" · ");
   }
 }
+
+const minute = uPlot.fmtDate("{HH}:{mm}");
+const clockTimes = (_, times) => times.map((time) => minute(new Date(time * 1000)));
 
 function axis(more) {
   return {
@@ -122,7 +129,6 @@ function axis(more) {
     font: "11px system-ui, sans-serif",
     grid: { stroke: () => colour("line"), width: 1 },
     ticks: { show: false },
-    values: more.size ? undefined : (_, times) => times.map((time) => uPlot.fmtDate("{HH}:{mm}")(new Date(time * 1000))),
     ...more,
   };
 }

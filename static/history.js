@@ -11,13 +11,13 @@ const COLUMNS = [["At", (b) => moment(b.at)], ["Completed", (b) => number(b.comp
   ["Audio", (b) => span(b.audio_s)], ["Speed", (b) => figure(b.speed, "×", 1)], ["Wait p50", (b) => span(b.wait_p50_s)], ["Wait p95", (b) => span(b.wait_p95_s)],
   ["Total p50", (b) => span(b.total_p50_s)], ["Total p95", (b) => span(b.total_p95_s)]];
 
-const jobs = new Chart("Jobs", [
+const jobs = new Chart("Jobs that ended", [
   { label: "completed", ink: "accent", bars: true }, { label: "failed", ink: "bad", bars: true },
 ]);
-const speed = new Chart("Seconds of audio per second", [{ label: "speed", ink: "accent", unit: "×", digits: 1 }]);
-const latency = new Chart("Seconds from sending", [
-  { label: "until begun, half", ink: "voice-2", unit: "s", digits: 1 }, { label: "95 %", ink: "voice-2", dash: true, unit: "s", digits: 1 },
-  { label: "until done, half", ink: "accent", unit: "s", digits: 1 }, { label: "95 %", ink: "accent", dash: true, unit: "s", digits: 1 },
+const speed = new Chart("Speed, seconds of audio per second", [{ label: "speed", ink: "accent", unit: "×", digits: 1 }]);
+const latency = new Chart("Seconds until begun, and until done", [
+  { label: "begun p50", ink: "voice-2", unit: "s", digits: 1 }, { label: "begun p95", ink: "voice-2", dash: true, unit: "s", digits: 1 },
+  { label: "done p50", ink: "accent", unit: "s", digits: 1 }, { label: "done p95", ink: "accent", dash: true, unit: "s", digits: 1 },
 ]);
 
 let chosen = "15m";

@@ -4,7 +4,7 @@ import { ask, post } from "/static/api.js";
 import { bar, button, chip, element, h, mark, rows, say, sure, trying } from "/static/dom.js";
 import { clock, known, moment, short, span } from "/static/words.js";
 
-const PAGE = 25;
+const PAGE = 20;
 const EVERY_MS = 2000;
 const ENDED = new Set(["completed", "failed", "cancelled"]);
 
@@ -113,5 +113,5 @@ function doingOf(job, status, stage, percent) {
   if (status === "processing") return `${stage ?? ""} ${Math.round(percent)} %`;
   if (status !== "queued") return job.attempt > 1 ? `${job.attempt} attempts` : "";
   if (stage === "fetching") return "fetching";
-  return known(job.queue_position) ? `${job.queue_position + 1}. in line` : "";
+  return known(job.queue_position) ? `place ${job.queue_position + 1}` : "";
 }

@@ -166,8 +166,8 @@ export class Live extends EventTarget {
   }
 
   #watch() {
+    if (this.status !== "live" && !document.hidden) this.dispatchEvent(new Event("status")); // the age has changed
     if (!this.#active) return;
-    if (this.status !== "live") this.dispatchEvent(new Event("status"));
     const now = performance.now();
     const quiet = this.#seq !== null && now - this.#heardAt > SILENT_MS;
     const stuck = this.#seq === null && now - this.#openedAt > OPENS_WITHIN_MS;

@@ -30,7 +30,7 @@ function row({ name, source }) {
   const disable = button("Disable", trying(async () => {
     if (await sure(`Disable ${name}?`, "New jobs cannot ask for it any more. Its file stays.", "Disable")) await change(name, false);
   }), named("Disable"));
-  const node = h("li", {}, h("div", { class: "line" }, h("strong", { class: "name" }, name), state), h("div", { class: "line" }, said, h("span", { class: "line" }, retry, enable, disable)), progress, error);
+  const node = h("li", {}, h("div", { class: "line tight" }, h("strong", { class: "name" }, name), state), h("div", { class: "line" }, said, h("span", { class: "line acts" }, retry, enable, disable)), progress, error);
   return { node, fill(model) {
     const coming = COMING.has(model.state), partly = coming || (model.state === "failed" && model.done_bytes > 0);
     mark(state, model.state);

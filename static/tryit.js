@@ -97,7 +97,7 @@ function panel() {
       job = now;
       mark(state, now.status);
       const doing = now.status === "processing";
-      say(said, doing ? `${now.stage} ${number(now.progress)} %` : now.status === "queued" && now.queue_position !== null ? `${now.queue_position + 1}. in line` : "");
+      say(said, doing ? `${now.stage} ${number(now.progress)} %` : now.status === "queued" && now.queue_position !== null ? `place ${now.queue_position + 1}` : "");
       bar(progress, doing ? now.progress : null, 100);
       stop.hidden = ENDED.has(now.status);
       show(error, now.error?.message);
