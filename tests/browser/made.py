@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -255,7 +255,7 @@ class Pretend:
         if self.key is not None and route.request.headers.get("authorization") != f"Bearer {self.key}":
             await route.fulfill(status=401, json={"error": {"message": "send your API key"}})
             return
-        answers = {
+        answers: dict[str, Callable[[], Made]] = {
             "/dashboard/state": lambda: self.state,
             "/dashboard/callbacks": lambda: {"callbacks": list(callbacks())},
             "/dashboard/history": lambda: history(query["window"]),
