@@ -1,5 +1,7 @@
 """The seam between the daemon and whatever transcribes (no torch here)."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,11 @@ class PipelineSpec(BaseModel):
     """sha256 by path below the directory, of every file; compared before anything is loaded, as a checkpoint of
     pyannote is a pickle."""
 
+    @property
+    def digest(self) -> str:
+        """Of all it consists of."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
 
 class KnownVoice(BaseModel):
     """A speaker whose name is known, and some seconds of that speaker alone."""
@@ -127,6 +134,16 @@ class SpeakerRequest(BaseModel):
     min_speakers: int | None = None
     max_speakers: int | None = None
     known_voices: tuple[KnownVoice, ...] = ()
+
+
+class NoPipeline(BaseModel):
+    """Why there is none to ask; a transcript is made all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,32 @@
 """From a decoded file to a transcript on the file's own timeline (no torch here)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Engine, ModelSpec, Pcm, Progress
+from gpu_daemon.engine.base import (
+    Diarization,
+    Diarizer,
+    Engine,
+    ModelSpec,
+    NoPipeline,
+    Pcm,
+    Progress,
+    SpeakerRequest,
+    Spoken,
+)
 from gpu_daemon.engine.channels import Channel, Merge
 from gpu_daemon.engine.level import loudest_db, quiet_lead
-from gpu_daemon.errors import JobError
-from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, ChannelMode, JobOptions
+from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, ChannelMode, JobOptions, Task
 from gpu_daemon.jobs.state import Stage
+from gpu_daemon.transcript import model
 from gpu_daemon.transcript.model import Segment, Transcript
 from gpu_daemon.transcript.quality import assess
+from gpu_daemon.transcript.speakers import with_speakers
 
 
 class Request(Protocol):
@@ -31,27 +44,37 @@ class Request(Protocol):
     def skip_samples(self) -> int: ...
     @property
     def options(self) -> JobOptions: ...
+    @property
+    def speakers(self) -> SpeakerRequest | NoPipeline | None: ...
 
 
 class Hearing:
     """A file on its way: `load` its model, `begin`, and once the engine's steps have `ended` it there is a `result`.
 
+    Who speaks is found out meanwhile, in the diarizer's own thread.
+
     Each channel is a transcription of its own, and detects its own language: who interprets speaks two, and a language
     heard on one side only would be forced on the other.
     """
 
-    def __init__(self, engine: Engine, request: Request) -> None:
-        """Raises JobError when its audio is gone."""
+    def __init__(self, engine: Engine, diarizer: Diarizer, request: Request, wake: Callable[[], None]) -> None:
+        """`wake` is called in another thread when who speaks is known. Raises JobError when its audio is gone."""
         self._engine = engine
+        self._diarizer = diarizer
         self._request = request
+        self._wake = wake
         self._pcm = _open(request.audio_path, request.first_byte, request.channels)
         self._duration_s = len(self._pcm) / SAMPLE_RATE_HZ
         self._channels: list[Channel] = []
         self._merge = Merge(self._channels)
         self._timings: dict[str, float] = {}
         self._began_s = 0.0
+        self._transcribed_s: float | None = None
+        self._diarization: Diarization | None = None
+        self._diarized_s: float | None = None
         self.is_empty = len(self._pcm) <= request.skip_samples
         """Nothing is left to hear: it needs no model, and has ended."""
+        self.transcribes = not self.is_empty and request.options.task is not Task.DIARIZE
 
     def load(self, progress: Progress) -> None:
         """Raises as the engine does; may be tried again after NoRoom."""
@@ -63,26 +86,45 @@ class Hearing:
         """Raises JobError; nothing is in flight then."""
         self._began_s = clock.monotonic()
         try:
-            for number in range(self._pcm.shape[1]):
-                self._begin_channel(number)
+            if self.transcribes:
+                for number in range(self._pcm.shape[1]):
+                    self._begin_channel(number)
+            if isinstance(speakers := self._request.speakers, SpeakerRequest) and not self.is_empty:
+                self._diarization = self._diarizer.begin(speakers, self._pcm[:, 0], self._diarized)
         except BaseException:
             self.drop()
             raise
         self._merge = Merge(self._channels)
 
     def drop(self) -> None:
+        if self._diarization is not None:
+            self._diarizer.drop(self._diarization)
         for channel in self._channels:
             if channel.transcription is not None:
                 self._engine.drop(channel.transcription)
         self._channels.clear()
 
+    def progress(self) -> tuple[Stage, float]:
+        """Where it is, and the fraction of that stage."""
+        if self._is_transcribed and self._transcribed_s is None:
+            self._transcribed_s = clock.monotonic() - self._began_s
+        if self._diarization is None or not self._is_transcribed:
+            fractions = [channel.fraction for channel in self._channels]
+            return Stage.TRANSCRIBING, sum(fractions) / max(1, len(fractions))
+        return Stage.DIARIZING, self._diarization.fraction
+
     @property
-    def fraction(self) -> float:
-        return sum(channel.fraction for channel in self._channels) / max(1, len(self._channels))
+    def beats(self) -> int:
+        """Of the search for speakers: the sign of its life."""
+        return 0 if self._diarization is None else self._diarization.beats
 
     @property
     def ended(self) -> bool:
-        return self.is_empty or (bool(self._channels) and all(channel.ended for channel in self._channels))
+        return self.is_empty or (self._is_transcribed and (self._diarization is None or self._diarization.ended))
+
+    @property
+    def _is_transcribed(self) -> bool:
+        return not self.transcribes or (bool(self._channels) and all(channel.ended for channel in self._channels))
 
     def heard(self, first: int) -> tuple[Segment, ...]:
         """What was heard so far, from the segment of this number on."""
@@ -92,12 +134,17 @@ class Hearing:
         return tuple(segment for segment, _ in self._merge.said[first:])
 
     def result(self) -> tuple[Transcript, dict[str, float]]:
-        """The transcript and the seconds each stage took. Raises JobError: of this file alone."""
+        """The transcript and the seconds each stage took. Raises JobError: of this file alone; DeviceLost."""
         merging_s = clock.monotonic()
+        spoken, diarization = self._spoken()
         heard = [None if each.transcription is None else each.transcription.result() for each in self._channels]
         self._merge.take([() if each is None else each.segments for each in heard])
-        segments = tuple(segment for segment, _ in self._merge.said)
+        transcribed = tuple(segment for segment, _ in self._merge.said)
         levels_db = [loudest_db(channel.pcm, segment.start, segment.end) for segment, channel in self._merge.said]
+        segments = transcribed
+        if spoken is not None:
+            segments = with_speakers(transcribed, spoken.exclusive)
+            levels_db = [loudest_db(self._pcm[:, 0], segment.start, segment.end) for segment in segments]
         main = max((each for each in heard if each is not None), key=lambda each: each.token_count, default=None)
         transcript = Transcript(
             text="".join(segment.text for segment in segments).strip(),
@@ -108,12 +155,46 @@ class Hearing:
             mode=self._request.options.mode.value,
             token_count=sum(each.token_count for each in heard if each is not None),
             segments=segments,
+            transcription_segments=() if diarization is None else transcribed,
+            diarization_segments=() if spoken is None else spoken.turns,
+            diarization=diarization,
             quality=assess(segments, levels_db, vad_dropped_s=self._dropped_s(heard)),
         )
         if self._channels:
-            self._timings[Stage.TRANSCRIBING.value] = round(merging_s - self._began_s, 3)
+            transcribed_s = merging_s - self._began_s if self._transcribed_s is None else self._transcribed_s
+            self._timings[Stage.TRANSCRIBING.value] = round(transcribed_s, 3)
+        if self._diarization is not None:
+            diarized_s = merging_s - self._began_s if self._diarized_s is None else self._diarized_s
+            self._timings[Stage.DIARIZING.value] = round(diarized_s, 3)
+        if not self.is_empty:
             self._timings[Stage.MERGING.value] = round(clock.monotonic() - merging_s, 3)
         return transcript, self._timings
+
+    def _diarized(self) -> None:
+        """In the diarizer's thread."""
+        self._diarized_s = clock.monotonic() - self._began_s
+        self._wake()
+
+    def _spoken(self) -> tuple[Spoken | None, model.Diarization | None]:
+        """Who speaks, and how it went to find out. Raises DeviceLost, and JobError if nothing else was asked for."""
+        speakers = self._request.speakers
+        if speakers is None:
+            return None, None
+        if isinstance(speakers, NoPipeline):
+            return None, model.Diarization(model=speakers.name, error=speakers.message, error_code=speakers.code)
+        name = speakers.pipeline.name
+        if self._diarization is None:  # nothing is to be heard, of nobody
+            return None, model.Diarization(model=name)
+        try:
+            spoken = self._diarization.result()
+        except (DeviceLost, JobCancelled):
+            raise
+        except JobError as error:
+            if not self.transcribes:
+                raise
+            return None, model.Diarization(model=name, error=error.message, error_code=error.code)
+        names = tuple(dict.fromkeys(turn.speaker for turn in spoken.turns))
+        return spoken, model.Diarization(model=name, device=spoken.device, speakers=names, fallback=spoken.fallback)
 
     def _begin_channel(self, number: int) -> None:
         """Raises JobError."""

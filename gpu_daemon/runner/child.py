@@ -9,11 +9,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never, cast
 
-from gpu_daemon.engine.base import Engine
+from gpu_daemon.engine.base import Diarizer, Engine
 from gpu_daemon.errors import StartupError
 from gpu_daemon.runner.jobs import JobThread
 from gpu_daemon.runner.protocol import (
@@ -35,6 +35,7 @@ from gpu_daemon.runner.protocol import (
 )
 
 ENGINES = {"whisper": "gpu_daemon.engine.transcribe:create"}
+DIARIZERS = {"pyannote": "gpu_daemon.engine.diarize:create"}
 PR_SET_PDEATHSIG = 1
 CPU_NICE = 5
 """An engine that takes every core leaves the daemon its milliseconds to answer /health."""
@@ -87,7 +88,7 @@ def main() -> None:
     sock.set_inheritable(False)
     channel = Channel(sock)
     engine = _create_engine(launch)
-    jobs = JobThread(engine, channel.send, model_idle_s=launch.model_idle_s)
+    jobs = JobThread(engine, _create_diarizer(launch), channel.send, model_idle_s=launch.model_idle_s)
     jobs.start()
     channel.send(Hello(device_name=engine.device_name, torch_version=engine.torch_version))
     while (message := channel.receive()) is not None:
@@ -124,11 +125,21 @@ def _die_before_others() -> None:
 
 def _create_engine(launch: Launch) -> Engine:
     """`GPU_DAEMON_ENGINE` is a name of ENGINES or, in tests, `module:factory`."""
-    name = os.environ.get("GPU_DAEMON_ENGINE", "whisper")
-    module, factory = ENGINES.get(name, name).split(":")
-    create = cast(Callable[[str, int], Engine], getattr(importlib.import_module(module), factory))
+    create = cast(Callable[[str, int], Engine], _factory("GPU_DAEMON_ENGINE", "whisper", ENGINES))
     gc.freeze()  # what has been imported stays: looking through it takes a third of a second each time
     return create(launch.device, launch.vram_reserve_mb)
+
+
+def _create_diarizer(launch: Launch) -> Diarizer:
+    """`GPU_DAEMON_DIARIZER` likewise."""
+    create = cast(Callable[[str, str], Diarizer], _factory("GPU_DAEMON_DIARIZER", "pyannote", DIARIZERS))
+    return create(launch.device, launch.pyannote_device)
+
+
+def _factory(variable: str, usual: str, known: Mapping[str, str]) -> object:
+    name = os.environ.get(variable, usual)
+    module, factory = known.get(name, name).split(":")
+    return getattr(importlib.import_module(module), factory)
 
 
 if __name__ == "__main__":

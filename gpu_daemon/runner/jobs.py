@@ -4,12 +4,12 @@ import os
 import queue
 import threading
 import traceback
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from pydantic import TypeAdapter
 
 from gpu_daemon import clock
-from gpu_daemon.engine.base import Engine
+from gpu_daemon.engine.base import Diarizer, Engine, LoadedModel, SpeakerRequest
 from gpu_daemon.engine.pipeline import Hearing
 from gpu_daemon.errors import DeviceLost, JobCancelled, JobError, NoRoom
 from gpu_daemon.jobs.model import JobId
@@ -19,6 +19,7 @@ from gpu_daemon.transcript.model import Segment
 
 REPORT_INTERVAL_S = 0.25
 """The daemon hears of each job no more often, and while the engine moves not much less often."""
+PIPELINE = "diarization: "
 _SEGMENTS = TypeAdapter(tuple[Segment, ...])
 
 
@@ -36,14 +37,26 @@ class _Job:
         self.answered = False
         self.hearing: Hearing | None = None
         self._send = send
-        self._stage = Stage.LOADING
+        self.stage = Stage.LOADING
         self._fraction = 0.0
         self._reported_at_s = 0.0
         self._segments_sent = 0
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What it uses."""
+        speakers = self.run.speakers
+        pipelines = (_pipeline(speakers.pipeline.name),) if isinstance(speakers, SpeakerRequest) else ()
+        return (self.run.model.name, *pipelines)
+
+    @property
+    def is_transcribed(self) -> bool:
+        """Only its speakers are still missing, if anything is."""
+        return self.stage is Stage.DIARIZING
+
     def report(self, stage: Stage, fraction: float) -> None:
         """Where it is, and what it has heard."""
-        is_new, self._stage, self._fraction = stage is not self._stage, stage, fraction
+        is_new, self.stage, self._fraction = stage is not self.stage, stage, fraction
         now_s = clock.monotonic()
         if not is_new and now_s < self._reported_at_s + REPORT_INTERVAL_S:
             return
@@ -53,7 +66,7 @@ class _Job:
 
     def merging(self) -> None:
         """It takes no time worth a report, but for a very long file."""
-        self._stage = Stage.MERGING
+        self.stage = Stage.MERGING
         self.report(Stage.MERGING, 0.0)
         self.report_heard()
 
@@ -64,7 +77,7 @@ class _Job:
 
     def report_again(self) -> None:
         """It waits for others, and the engine moves."""
-        self.report(self._stage, self._fraction)
+        self.report(self.stage, self._fraction)
 
 
 class JobThread(threading.Thread):
@@ -74,12 +87,13 @@ class JobThread(threading.Thread):
     again, and who tries them one by one finds out whose it was.
     """
 
-    def __init__(self, engine: Engine, send: Send, *, model_idle_s: float) -> None:
+    def __init__(self, engine: Engine, diarizer: Diarizer, send: Send, *, model_idle_s: float) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
+        self._diarizer = diarizer
         self._send = send
         self._model_idle_s = model_idle_s
-        self._messages: queue.SimpleQueue[_Job | Unload] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Job | Unload | None] = queue.SimpleQueue()  # None: look, something has ended
         self._jobs: dict[JobId, _Job] = {}  # unanswered
         self._waiting: list[_Job] = []  # not begun yet
         self._flight: list[_Job] = []
@@ -87,6 +101,7 @@ class JobThread(threading.Thread):
         self._unwanted: set[str] = set()
         self._used_at_s: dict[str, float] = {}
         self._announced: dict[str, int] = {}
+        self._beats = 0  # of the diarizer, when it was last looked at
 
     def submit(self, message: Run | Unload) -> None:
         """From any thread."""
@@ -118,15 +133,15 @@ class JobThread(threading.Thread):
 
     def _receive(self) -> None:
         """When there is nothing to do, waits for a message, or until a model has been idle for long enough."""
-        idle = not self._flight and not self._waiting
+        idle, limit_s = self._idle()
         try:
             while True:
-                message = self._messages.get(block=idle, timeout=self._idle_left_s() if idle else None)
-                idle = False
+                message = self._messages.get(block=idle, timeout=limit_s)
+                idle, limit_s = False, None
                 if isinstance(message, Unload):
-                    loaded = {model.name for model in self._engine.loaded()}
+                    loaded = {model.name for model in self._loaded()}
                     self._unwanted |= loaded if message.model is None else loaded & {message.model}
-                else:
+                elif message is not None:
                     self._waiting.append(message)
         except queue.Empty:
             pass
@@ -181,13 +196,16 @@ class JobThread(threading.Thread):
                 elif not other.answered:
                     other.report_again()
 
-        hearing = job.hearing = job.hearing or Hearing(self._engine, job.run)
-        if not hearing.is_empty:
+        hearing = job.hearing = job.hearing or Hearing(
+            self._engine, self._diarizer, job.run, lambda: self._messages.put(None)
+        )
+        if hearing.transcribes:
             if job.run.model.name not in self._announced:
                 job.report(Stage.LOADING, 0.0)
             hearing.load(loading)
+        if not hearing.is_empty:
             hearing.begin()
-            job.report(Stage.TRANSCRIBING, 0.0)
+            job.report(*hearing.progress())
         self._flight.append(job)
 
     def _step(self) -> None:
@@ -199,9 +217,14 @@ class JobThread(threading.Thread):
             self._fail_flight(error)
         except Exception as error:
             self._fail_flight(_bug(error))
+        beats = sum(job.hearing.beats for job in self._flight if job.hearing is not None)
         for job in self._flight:
             if job.hearing is not None and not job.hearing.ended:
-                job.report(Stage.TRANSCRIBING, job.hearing.fraction)
+                stage, fraction = job.hearing.progress()
+                # One diarizer serves all in turn: while it moves, all of them do.
+                if stage is not Stage.DIARIZING or beats != self._beats or stage is not job.stage:
+                    job.report(stage, fraction)
+        self._beats = beats
         for job in self._waiting:
             job.report_again()
 
@@ -217,6 +240,8 @@ class JobThread(threading.Thread):
             job.merging()
             transcript, timings = hearing.result()
             body = transcript.model_dump_json().encode()
+        except DeviceLost as error:
+            self._lose(error)
         except JobError as error:
             self._fail(job, error)
             return
@@ -229,19 +254,20 @@ class JobThread(threading.Thread):
             duration_s=transcript.duration,
             token_count=transcript.token_count,
             language=transcript.language,
+            without_speakers=transcript.diarization is not None and transcript.diarization.error is not None,
         )
         self._end(job, done, body)
 
     def _fail_flight(self, error: JobError) -> None:
         retryable = error.retryable or len(self._flight) > 1
         for job in self._flight:
-            if job.hearing is not None and not job.hearing.ended:
+            if job.hearing is not None and not job.hearing.ended and not job.is_transcribed:
                 job.hearing.drop()
                 self._fail(job, error, retryable=retryable)
         self._flight = [job for job in self._flight if not job.answered]
         self._no_room = False
 
-    def _lose(self, error: DeviceLost) -> None:
+    def _lose(self, error: DeviceLost) -> NoReturn:
         for job in list(self._jobs.values()):
             self._fail(job, error)
         os._exit(1)
@@ -255,30 +281,45 @@ class JobThread(threading.Thread):
     def _end(self, job: _Job, answer: Done | Failed, body: bytes = b"") -> None:
         job.answered = True
         del self._jobs[job.id]
-        self._used_at_s[job.run.model.name] = clock.monotonic()
+        self._used_at_s |= dict.fromkeys(job.models, clock.monotonic())
         self._announce()
         self._send(answer, body)
 
     def _announce(self) -> None:
-        loaded = {model.name: model.size_bytes for model in self._engine.loaded()}
+        loaded = {model.name: model.size_bytes for model in self._loaded()}
         if loaded != self._announced:
             self._announced = loaded
             self._send(Models(loaded=loaded))
 
-    def _idle_left_s(self) -> float | None:
-        """Until the next model has been idle for long enough; None: nothing is loaded."""
-        used_at_s = [self._used_at_s[model.name] for model in self._engine.loaded()]
-        return max(0.0, min(used_at_s) + self._model_idle_s - clock.monotonic()) if used_at_s else None
+    def _idle(self) -> tuple[bool, float | None]:
+        """Whether there is nothing to step, and for how long at most that may be waited out; None: for ever."""
+        if any(not job.is_transcribed for job in self._flight):
+            return False, None
+        if self._flight or self._waiting:
+            return not self._waiting or self._no_room, REPORT_INTERVAL_S
+        used_at_s = [self._used_at_s[model.name] for model in self._loaded()]
+        return True, max(0.0, min(used_at_s) + self._model_idle_s - clock.monotonic()) if used_at_s else None
+
+    def _loaded(self) -> tuple[LoadedModel, ...]:
+        """A pipeline and a model may have the same name."""
+        pipelines = (LoadedModel(_pipeline(model.name), model.size_bytes) for model in self._diarizer.loaded())
+        return (*self._engine.loaded(), *pipelines)
 
     def _put_away(self) -> None:
         """The models that nobody uses, when they have been idle for long enough or are not wanted."""
-        used = {job.run.model.name for job in (*self._flight, *self._waiting)}
-        for model in self._engine.loaded():
-            if model.name not in used and (
-                model.name in self._unwanted or clock.monotonic() >= self._used_at_s[model.name] + self._model_idle_s
-            ):
-                self._engine.unload(model.name)
+        used = {name for job in (*self._flight, *self._waiting) for name in job.models}
+        now_s = clock.monotonic()
+        for name in [model.name for model in self._loaded()]:
+            if name not in used and (name in self._unwanted or now_s >= self._used_at_s[name] + self._model_idle_s):
+                if name.startswith(PIPELINE):
+                    self._diarizer.unload()
+                else:
+                    self._engine.unload(name)
         self._unwanted &= used
+
+
+def _pipeline(name: str) -> str:
+    return PIPELINE + name
 
 
 def _bug(error: Exception) -> JobError:

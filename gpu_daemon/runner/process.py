@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 from pydantic import TypeAdapter
 
@@ -68,8 +68,16 @@ class _Running:
 class Runner:
     """One child at a time; a new one after each death, when `start` is called again."""
 
-    def __init__(self, device: Device, *, model_idle_s: float, vram_reserve_mb: int) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        model_idle_s: float,
+        vram_reserve_mb: int,
+        pyannote_device: Literal["auto", "cuda", "cpu"] = "auto",
+    ) -> None:
         self._device = device
+        self._pyannote_device = pyannote_device
         self._model_idle_s = model_idle_s
         self._vram_reserve_mb = vram_reserve_mb
         self._link: Link | None = None
@@ -216,6 +224,7 @@ class Runner:
             device=self._device.kind,
             model_idle_s=self._model_idle_s,
             vram_reserve_mb=self._vram_reserve_mb,
+            pyannote_device=self._pyannote_device,
         )
 
     def _environment(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gpu_daemon.engine.base import ModelSpec
+from gpu_daemon.engine.base import ModelSpec, NoPipeline, SpeakerRequest
 from gpu_daemon.jobs.model import JobId, JobOptions
 from gpu_daemon.jobs.state import Stage
 
@@ -32,6 +32,7 @@ class Launch(Message):
     device: Literal["cpu", "cuda", "rocm"]
     model_idle_s: float
     vram_reserve_mb: int
+    pyannote_device: Literal["auto", "cuda", "cpu"] = "auto"
 
 
 # Parent to child.
@@ -47,6 +48,8 @@ class Run(Message):
     skip_samples: int
     """Leading silence that is not decoded; the transcript's times count from the start of the file all the same."""
     options: JobOptions
+    speakers: SpeakerRequest | NoPipeline | None = None
+    """None: nobody asked who speaks."""
 
 
 class Cancel(Message):
@@ -110,6 +113,8 @@ class Done(Message):
     duration_s: float
     token_count: int
     language: str
+    without_speakers: bool = False
+    """They were asked for, and could not be told this time."""
 
 
 class Failed(Message):

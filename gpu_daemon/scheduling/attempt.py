@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
+from pydantic import SecretStr
+
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
+from gpu_daemon.engine.base import NoPipeline, PipelineSpec, SpeakerRequest
 from gpu_daemon.errors import DiskFull, GpuDaemonError, JobCancelled, JobError
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.sampler import UsageSampler
 from gpu_daemon.gpu.telemetry import Telemetry
-from gpu_daemon.jobs.model import Claim, Job, JobId
+from gpu_daemon.jobs.model import Claim, Job, JobId, Task
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Completed, Runner
@@ -23,6 +26,7 @@ from gpu_daemon.scheduling.limits import run_within_limits
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.recording import Recorder, result_of
+from gpu_daemon.scheduling.reuse import source_of
 from gpu_daemon.scheduling.spool import spool
 from gpu_daemon.scheduling.status import Live
 from gpu_daemon.settings import Settings
@@ -62,6 +66,19 @@ class Turn(Protocol):
         """Another job may come in its place. `duration_s`: of the audio that was done; None: it was not."""
 
 
+class PipelineSource(Protocol):
+    """What finds out who speaks, as a directory on this machine."""
+
+    name: str
+
+    @property
+    def ready(self) -> PipelineSpec | None:
+        """What is here already."""
+
+    async def spec(self, token: SecretStr | None) -> PipelineSpec:
+        """Fetched if need be. Raises JobError."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Means:
     """What the attempts of one worker work with."""
@@ -74,6 +91,7 @@ class Means:
     jobs: JobStore
     catalogue: Catalogue
     preparer: Preparer
+    pipelines: PipelineSource
     recorder: Recorder
     hub: EventHub
     telemetry: Telemetry
@@ -84,7 +102,7 @@ class _Done:
     completed: Completed
     duration_s: float
     timings: dict[str, float]
-    model_sha256: str
+    source: str | None
     gpu: dict[str, float | int | None] | None
 
 
@@ -155,17 +173,38 @@ class Attempt:
             channels=prepared.audio.channels,
             skip_samples=prepared.audio.skip_samples,
             options=job.options,
+            speakers=await self._until_cancelled(self._speakers()) if job.options.diarize else None,
         )
         duration_s = prepared.audio.duration_s * prepared.audio.channels  # each is the work of a file
         async with UsageSampler(means.telemetry, means.worker_index) as usage:
             completed = await self._run(request, duration_s)
         reach(FaultPoint.RESULT_RECEIVED)
+        pipeline = request.speakers.pipeline if isinstance(request.speakers, SpeakerRequest) else None
         return _Done(
             completed=completed,
             duration_s=duration_s,
             timings={**prepared.timings, **completed.done.timings},
-            model_sha256=spec.sha256,
+            source=None if completed.done.without_speakers else source_of(job.options, spec, pipeline),
             gpu=usage.summary(),
+        )
+
+    async def _speakers(self) -> SpeakerRequest | NoPipeline:
+        """Raises JobError when without a pipeline there is nothing to do."""
+        options, pipelines = self.job.options, self._means.pipelines
+        try:
+            pipeline = await pipelines.spec(None)
+            voices = await self._means.preparer.voices(self.job)
+        except JobError as error:
+            if options.task is Task.DIARIZE:
+                raise
+            log.warning("job.without_speakers", job_id=self.job.id, code=error.code, error=error.message)
+            return NoPipeline(name=pipelines.name, code=error.code, message=error.message)
+        return SpeakerRequest(
+            pipeline=pipeline,
+            num_speakers=options.num_speakers,
+            min_speakers=options.min_speakers,
+            max_speakers=options.max_speakers,
+            known_voices=voices,
         )
 
     async def _run(self, request: Run, duration_s: float) -> Completed:
@@ -193,8 +232,8 @@ class Attempt:
         result = result_of(done.completed, job, took_s, done.timings, done.gpu)
         recorded = await means.recorder.record(
             job.id,
-            lambda: means.jobs.complete(claim, result, done.timings, model_sha256=done.model_sha256),
-            keep=partial(spool, means.settings.jobs_dir / job.id, claim, result, done.timings, done.model_sha256),
+            lambda: means.jobs.complete(claim, result, done.timings, model_sha256=done.source),
+            keep=partial(spool, means.settings.jobs_dir / job.id, claim, result, done.timings, done.source),
         )
         if not recorded:
             return None

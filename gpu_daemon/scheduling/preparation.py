@@ -9,14 +9,17 @@ wrong is kept for the worker that claims the job.
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from gpu_daemon import clock
 from gpu_daemon.audio.decode import Decoded, decode
+from gpu_daemon.blocking import blocking
+from gpu_daemon.engine.base import KnownVoice
 from gpu_daemon.errors import GpuDaemonError, JobError
 from gpu_daemon.faultpoints import FaultPoint, reach
-from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import Stage
 from gpu_daemon.logs import log
 from gpu_daemon.scheduling.fetching import SourceFetcher
@@ -24,10 +27,17 @@ from gpu_daemon.scheduling.queue import Waiting
 
 SOURCE_NAME = "source"
 DECODED_NAME = "audio.s16"
+MAX_VOICE_S = 60
+"""More than anybody may send of a known speaker: only a file whose length was not known before can be longer."""
 FETCHED_AHEAD = 16
 """Jobs whose file is being fetched, or has come and waits for a worker."""
 LOOKED_AT = 1000
 """Jobs at the head of the queue, at most."""
+
+
+def voice_name(number: int) -> str:
+    """Of the file in which a known speaker is heard, by the speaker's place in the list."""
+    return f"voice-{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,19 @@ class Preparer:
             raise outcome
         return outcome
 
+    async def voices(self, job: Job) -> tuple[KnownVoice, ...]:
+        """Of the speakers that the client knows. Raises NotMedia, TooLarge, JobError and its like."""
+        directory = self._jobs_dir / job.id
+        voices = []
+        for number, speaker in enumerate(job.options.known_speakers):
+            source, samples = directory / voice_name(number), directory / f"{voice_name(number)}.s16"
+            async with self._ffmpeg:
+                voice = await decode(source, samples, max_duration_s=MAX_VOICE_S, trim_silence=False, split=False)
+            if voice.path != samples:
+                await blocking(partial(_copy, voice, samples))
+            voices.append(KnownVoice(name=speaker.name, audio_path=samples))
+        return tuple(voices)
+
     async def discard(self, job_id: JobId) -> None:
         """Stop ffmpeg or the fetch if they are at it, and forget the job."""
         begun = self._begun.pop(job_id, None)
@@ -180,3 +203,8 @@ class Preparer:
         reach(FaultPoint.DECODED)
         timings[Stage.PREPARING.value] = round(clock.monotonic() - since_s, 3)
         return Prepared(audio, timings)
+
+
+def _copy(voice: Decoded, samples: Path) -> None:
+    """What needed no decoding, without its header."""
+    samples.write_bytes(voice.path.read_bytes()[voice.first_byte :])

@@ -26,6 +26,7 @@ from gpu_daemon.logs import log
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
+from gpu_daemon.scheduling.attempt import PipelineSource
 from gpu_daemon.scheduling.dispatch import Dispatch
 from gpu_daemon.scheduling.estimate import FreeS, Paces, Waits
 from gpu_daemon.scheduling.fetching import SourceFetcher
@@ -34,7 +35,7 @@ from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.readiness import Readiness, of_models, of_workers
 from gpu_daemon.scheduling.recovery import recover, remove, remove_files
 from gpu_daemon.scheduling.retention import Retention
-from gpu_daemon.scheduling.reuse import reused_result
+from gpu_daemon.scheduling.reuse import reused_result, source_of
 from gpu_daemon.scheduling.status import Live, WorkerStatus
 from gpu_daemon.scheduling.worker import LOOK_AGAIN_S, Worker, runs_alone
 from gpu_daemon.settings import Settings
@@ -52,6 +53,7 @@ class Scheduler:
         jobs: JobStore,
         catalogue: Catalogue,
         outbox: Outbox,
+        pipelines: PipelineSource,
         hub: EventHub,
         fetch_policy: AddressPolicy,
         telemetry: Telemetry,
@@ -60,6 +62,7 @@ class Scheduler:
         self._jobs = jobs
         self._catalogue = catalogue
         self._outbox = outbox
+        self._pipelines = pipelines
         self._hub = hub
         self._queue = JobQueue(affinity_wait_s=settings.affinity_max_wait_s)
         self._changed = asyncio.Event()
@@ -83,11 +86,17 @@ class Scheduler:
             Worker(
                 index,
                 device,
-                Runner(device, model_idle_s=settings.model_idle_s, vram_reserve_mb=settings.vram_reserve_mb),
+                Runner(
+                    device,
+                    model_idle_s=settings.model_idle_s,
+                    vram_reserve_mb=settings.vram_reserve_mb,
+                    pyannote_device=settings.pyannote_device,
+                ),
                 settings=settings,
                 jobs=jobs,
                 catalogue=catalogue,
                 preparer=self._preparer,
+                pipelines=pipelines,
                 source=self,
                 hub=hub,
                 telemetry=telemetry,
@@ -169,8 +178,9 @@ class Scheduler:
         """
         self._check_open()
         spec = self._catalogue.spec(new.options.model) if reuse_result and self._settings.reuse_results else None
+        source = None if spec is None else source_of(new.options, spec, self._pipelines.ready)
         try:
-            job = await self._jobs.insert(new, idempotency, model_sha256=None if spec is None else spec.sha256)
+            job = await self._jobs.insert(new, idempotency, model_sha256=source)
         except OutcomeUnknown:
             settling = asyncio.create_task(self._settle(new.id), name=f"settle {new.id}")
             self._settling.add(settling)
@@ -179,8 +189,8 @@ class Scheduler:
         if job.id != new.id:
             return job
         log.info("job.queued", job_id=job.id, model=job.options.model, duration_s=job.duration_s, client=job.client)
-        if spec is not None and isinstance(job, Inserted) and job.earlier_result is not None:
-            done = await self._reused(job, job.earlier_result, spec.sha256)
+        if source is not None and isinstance(job, Inserted) and job.earlier_result is not None:
+            done = await self._reused(job, job.earlier_result, source)
             if done is not None:
                 return done
         self._enter(job, audio)

@@ -23,10 +23,10 @@ class SpooledResult(BaseModel):
     attempt: int
     lease_token: str
     timings: dict[str, float]
-    model_sha256: str
+    model_sha256: str | None
 
 
-def spool(directory: Path, claim: Claim, result: bytes, timings: dict[str, float], model_sha256: str) -> None:
+def spool(directory: Path, claim: Claim, result: bytes, timings: dict[str, float], model_sha256: str | None) -> None:
     """Survives a power cut when it returns. Blocks. Raises OSError; nothing half-written is taken for a result."""
     head = SpooledResult(
         attempt=claim.attempt, lease_token=claim.lease_token, timings=timings, model_sha256=model_sha256

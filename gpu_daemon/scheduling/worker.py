@@ -21,7 +21,7 @@ from gpu_daemon.jobs.model import Claim, Job, JobId
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Runner
-from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner
+from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner, PipelineSource
 from gpu_daemon.scheduling.duty import Duty
 from gpu_daemon.scheduling.estimate import DeviceTime, Paces
 from gpu_daemon.scheduling.limits import StalledJob
@@ -85,6 +85,7 @@ class Worker:
         jobs: JobStore,
         catalogue: Catalogue,
         preparer: Preparer,
+        pipelines: PipelineSource,
         source: JobSource,
         hub: EventHub,
         telemetry: Telemetry,
@@ -117,6 +118,7 @@ class Worker:
             jobs=jobs,
             catalogue=catalogue,
             preparer=preparer,
+            pipelines=pipelines,
             recorder=Recorder(),
             hub=hub,
             telemetry=telemetry,

@@ -17,6 +17,7 @@ from gpu_daemon.engine.transcribe import WhisperEngine
 from gpu_daemon.engine.vad import VoiceDetector, plan
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
 from gpu_daemon.transcript.model import Quality, Segment
+from tests.fake_diarizer import FakeDiarizer
 from tests.runners import DEMO, demo, pcm, run_of, silence, speech, spoken_at, transcribed
 from tests.speech import Spoken, conversation
 
@@ -136,7 +137,7 @@ def test_a_sentence_again_and_again_is_doubted(engine: WhisperEngine, tmp_path: 
     doubted = []
     for audio in (spoken_at(0, 4, 8, 12), conversation("en", 630_003, 4).samples):
         (tmp_path / "audio").write_bytes(pcm(audio))
-        hearing = Hearing(engine, run_of(tmp_path / "audio", temperature=(0.0,)))
+        hearing = Hearing(engine, FakeDiarizer("cpu"), run_of(tmp_path / "audio", temperature=(0.0,)), lambda: None)
         hearing.begin()
         while not hearing.ended:
             engine.step()

@@ -1,5 +1,6 @@
 """From decoded files to transcripts, with an engine that does what it is told."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from gpu_daemon.engine.pipeline import Hearing
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.transcript.model import Segment, Transcript
+from tests.fake_diarizer import FakeDiarizer
 from tests.fake_engine import FakeEngine
 from tests.runners import pcm, run_of, silence
 
@@ -17,6 +19,10 @@ S = SAMPLE_RATE_HZ
 
 
 def nothing(fraction: float) -> None:
+    pass
+
+
+def nobody() -> None:
     pass
 
 
@@ -34,6 +40,7 @@ class Hears:
 
     def __init__(self, directory: Path) -> None:
         self.engine = FakeEngine()
+        self.diarized = threading.Event()
         self._path = directory / "audio"
 
     header = b""
@@ -42,9 +49,11 @@ class Hears:
     def begun(self, audio: Audio, **given: object) -> Hearing:
         self._path.write_bytes(self.header + pcm(audio))
         channels = 1 if audio.ndim == 1 else audio.shape[1]
-        hearing = Hearing(self.engine, run_of(self._path, first_byte=len(self.header), channels=channels, **given))  # type: ignore[arg-type]
-        if not hearing.is_empty:
+        request = run_of(self._path, first_byte=len(self.header), channels=channels, **given)  # type: ignore[arg-type]
+        hearing = Hearing(self.engine, FakeDiarizer("cpu"), request, self.diarized.set)
+        if hearing.transcribes:
             hearing.load(nothing)
+        if not hearing.is_empty:
             hearing.begin()
         return hearing
 
@@ -55,7 +64,7 @@ class Hears:
         while not hearing.ended:
             self.engine.step()
             told += hearing.heard(len(told))
-            fractions.append(hearing.fraction)
+            fractions.append(hearing.progress()[1])
         transcript, _ = hearing.result()
         assert told == transcript.segments[: len(told)]
         assert fractions == sorted(fractions)
@@ -172,4 +181,4 @@ def test_text_where_nothing_is_heard_is_doubted(hears: Hears, monkeypatch: pytes
 
 def test_lost_audio_is_an_error_of_the_job(hears: Hears, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="gone"):
-        Hearing(hears.engine, run_of(tmp_path / "nowhere"))
+        Hearing(hears.engine, FakeDiarizer("cpu"), run_of(tmp_path / "nowhere"), nobody)
