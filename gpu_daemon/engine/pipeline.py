@@ -26,7 +26,7 @@ from gpu_daemon.jobs.state import Stage
 from gpu_daemon.transcript import model
 from gpu_daemon.transcript.model import Segment, Transcript
 from gpu_daemon.transcript.quality import assess
-from gpu_daemon.transcript.speakers import with_speakers
+from gpu_daemon.transcript.speakers import attributed
 
 
 class Request(Protocol):
@@ -139,12 +139,8 @@ class Hearing:
         spoken, diarization = self._spoken()
         heard = [None if each.transcription is None else each.transcription.result() for each in self._channels]
         self._merge.take([() if each is None else each.segments for each in heard])
-        transcribed = tuple(segment for segment, _ in self._merge.said)
+        segments = tuple(segment for segment, _ in self._merge.said)
         levels_db = [loudest_db(channel.pcm, segment.start, segment.end) for segment, channel in self._merge.said]
-        segments = transcribed
-        if spoken is not None:
-            segments = with_speakers(transcribed, spoken.exclusive)
-            levels_db = [loudest_db(self._pcm[:, 0], segment.start, segment.end) for segment in segments]
         main = max((each for each in heard if each is not None), key=lambda each: each.token_count, default=None)
         transcript = Transcript(
             text="".join(segment.text for segment in segments).strip(),
@@ -155,11 +151,11 @@ class Hearing:
             mode=self._request.options.mode.value,
             token_count=sum(each.token_count for each in heard if each is not None),
             segments=segments,
-            transcription_segments=() if diarization is None else transcribed,
-            diarization_segments=() if spoken is None else spoken.turns,
-            diarization=diarization,
             quality=assess(segments, levels_db, vad_dropped_s=self._dropped_s(heard)),
         )
+        if diarization is not None:
+            turns, exclusive = ((), ()) if spoken is None else (spoken.turns, spoken.exclusive)
+            transcript = attributed(transcript, turns, exclusive, diarization)
         if self._channels:
             transcribed_s = merging_s - self._began_s if self._transcribed_s is None else self._transcribed_s
             self._timings[Stage.TRANSCRIBING.value] = round(transcribed_s, 3)
