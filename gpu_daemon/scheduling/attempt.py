@@ -17,7 +17,7 @@ from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.sampler import UsageSampler
 from gpu_daemon.gpu.telemetry import Telemetry
-from gpu_daemon.jobs.model import Claim, Job, JobId, Task
+from gpu_daemon.jobs.model import Claim, Job, JobId, JobOptions, Task
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
 from gpu_daemon.runner.process import Completed, Runner
@@ -38,13 +38,8 @@ DISK_FULL_PAUSE_S = 20.0
 STAGE_STORED_AFTER_S = 1.0
 """One that is over sooner is not worth a commit."""
 
-STAGE_SPAN_PERCENT: dict[Stage, tuple[float, float]] = {
-    Stage.PREPARING: (0, 5),
-    Stage.LOADING: (5, 10),
-    Stage.TRANSCRIBING: (10, 90),
-    Stage.DIARIZING: (90, 98),
-    Stage.MERGING: (98, 100),
-}
+DIARIZING_FROM_PERCENT = 70
+"""Its beginning is done by then, as it goes on beside the transcription."""
 
 T = TypeVar("T")
 
@@ -301,7 +296,7 @@ class Attempt:
         raise JobCancelled("the job was cancelled")
 
     def _advance(self, stage: Stage, fraction: float) -> None:
-        low, high = STAGE_SPAN_PERCENT[stage]
+        low, high = span_percent(stage, self.job.options)
         progress = max(self.live.progress, round(low + (high - low) * min(1.0, max(0.0, fraction)), 1))
         changed_stage = stage is not self.live.stage
         if not changed_stage and progress == self.live.progress:
@@ -340,3 +335,18 @@ class Attempt:
             progress=live.progress,
             worker=live.worker_index,
         )
+
+
+def span_percent(stage: Stage, options: JobOptions) -> tuple[float, float]:
+    """The part of the whole job that a stage of it is."""
+    match stage:
+        case Stage.FETCHING | Stage.PREPARING:
+            return 0, 5
+        case Stage.LOADING:
+            return 5, 10
+        case Stage.TRANSCRIBING:
+            return 10, DIARIZING_FROM_PERCENT if options.diarize else 98
+        case Stage.DIARIZING:
+            return 10 if options.task is Task.DIARIZE else DIARIZING_FROM_PERCENT, 98
+        case Stage.MERGING:
+            return 98, 100
