@@ -1,10 +1,11 @@
-"""`make demo`: a real daemon, a real file, a real callback, and the time of each stage."""
+"""`make demo`: a real daemon, a real conversation, a real callback, and the time of each stage."""
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpu_daemon.terminal import JobDisplay
 
 MODEL = "demo"
 TRUTH = Path(__file__).with_name("sample.txt")
+"""A line for each turn: two people, one after the other."""
 CALLBACK_TIMEOUT_S = 30.0
 SHOWN_SEGMENTS = 1
 
@@ -32,7 +34,7 @@ def sample_audio() -> Path:
 
 
 def show(data_dir: Path | None = None) -> bool:
-    """True only if every word is right and the callback came. Raises StartupError, GpuDaemonClientError."""
+    """True only if every word and speaker is right and the callback came. Raises StartupError, GpuDaemonClientError."""
     begun = clock.monotonic()
     with _usual_data_dir() if data_dir is None else nullcontext(data_dir.absolute()) as directory:
         good = _tour(directory)
@@ -45,7 +47,9 @@ def _tour(data_dir: Path) -> bool:
     out.print(f"Starting a daemon; its data is in {data_dir}")
     begun = clock.monotonic()
     with (
-        DaemonChild(data_dir, DEFAULT_MODEL=MODEL, CALLBACK_ALLOWED_NETWORKS="loopback") as daemon,
+        DaemonChild(
+            data_dir, DEFAULT_MODEL=MODEL, DIARIZATION_MODEL=MODEL, CALLBACK_ALLOWED_NETWORKS="loopback"
+        ) as daemon,
         CallbackReceiver() as receiver,
     ):
         start_s = clock.monotonic() - begun
@@ -82,6 +86,7 @@ def _watch(client: WhisperClient, sample: Path, callback_url: str) -> tuple[JobV
         job_id = client.submit(
             sample,
             model=MODEL,
+            diarize=True,
             callback_url=callback_url,
             metadata={"sent_by": "make demo"},
             reuse_result=False,  # of the demo before this one
@@ -95,15 +100,32 @@ def _report(payload: Mapping[str, Any], times: dict[str, float], client_s: float
     result = payload["result"]
     error_rate = word_error_rate(TRUTH.read_text(encoding="utf-8"), result["text"])
     out.print(f"\nTranscript ({result['duration']:.1f} s of speech, language {result['language']}):")
-    out.print(result["text"].strip(), style="bold")
+    turns = _turns(result)
+    for speaker, said in turns:
+        out.print(f"{speaker}: {said}", style="bold")
     out.print(f"Word error rate against {TRUTH.name}: {error_rate:.3f}")
+    wrong = _wrong_turns(turns, TRUTH.read_text(encoding="utf-8").splitlines())
+    out.print(f"Turns with the wrong speaker: {wrong} of {len(turns)}")
     out.print("\nThe callback as it was received, with most segments left out:")
     out.print_json(json.dumps(_shortened(payload), ensure_ascii=False))
     out.print("\nSeconds:")
     stages = {"waiting for a worker": result["queue_time_s"], **result["timings"]}
     for name, seconds in (times | stages | {"from sending the file to its callback": client_s}).items():
         out.print(f"{seconds:8.2f}  {name}")
-    return error_rate == 0
+    return error_rate == 0 and wrong == 0
+
+
+def _turns(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who says what, until somebody else does."""
+    by_speaker = groupby(result["segments"], key=lambda segment: segment["speaker"])
+    return [(speaker, "".join(segment["text"] for segment in said).strip()) for speaker, said in by_speaker]
+
+
+def _wrong_turns(turns: Sequence[tuple[str | None, str]], truth: Sequence[str]) -> int:
+    """Of turns that should be those of `truth`, said by two in turn."""
+    expected = zip(cycle(dict.fromkeys(speaker for speaker, _ in turns)), truth, strict=False)
+    right = sum(turn == should for turn, should in zip(turns, expected, strict=False))
+    return max(len(turns), len(truth)) - right
 
 
 def _shortened(payload: Mapping[str, Any]) -> dict[str, Any]:
