@@ -120,6 +120,7 @@ class Daemon:
             hub=hub,
             fetch_policy=fetch_policy,
             telemetry=telemetry,
+            pipelines=pipelines,
         )
         await scheduler.start()
         self._scheduler = scheduler

@@ -26,7 +26,6 @@ from gpu_daemon.api.schemas import (
 from gpu_daemon.catalogue.catalogue import ModelStatus
 from gpu_daemon.gpu.reading import GpuReading, HostReading
 from gpu_daemon.jobs.state import JobState, Stage
-from gpu_daemon.scheduling.attempt import STAGE_SPAN_PERCENT
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.status import Live, WorkerJob, WorkerStatus
 from gpu_daemon.store.callbacks import Counts
@@ -165,7 +164,7 @@ def pace(live: Live, duration_s: float | None, now_s: float) -> tuple[float | No
 
     Measured up to the moment at which the progress last moved: in between it says nothing new.
     """
-    first, last = STAGE_SPAN_PERCENT.get(live.stage, (0.0, 0.0))
+    first, last = live.span
     took_s = live.moved_s - live.stage_since_s
     if took_s <= 0 or live.progress <= first or last <= first:
         return None, None

@@ -107,6 +107,7 @@ class Attempt:
         self.job = job
         self.live = Live(
             stage=Stage.PREPARING,
+            span=span_percent(Stage.PREPARING, job.options),
             progress=0.0,
             worker_index=means.worker_index,
             attempt=claim.attempt,
@@ -303,7 +304,9 @@ class Attempt:
             return
         now_s = clock.monotonic()
         since_s = now_s if changed_stage else self.live.stage_since_s
-        self.live = replace(self.live, stage=stage, progress=progress, stage_since_s=since_s, moved_s=now_s)
+        self.live = replace(
+            self.live, stage=stage, span=(low, high), progress=progress, stage_since_s=since_s, moved_s=now_s
+        )
         self._publish()
         if changed_stage:
             self._means.recorder.in_background(self._store_stage(stage))

@@ -30,6 +30,8 @@ class Live:
     """Where a running job is now; fresher than its row."""
 
     stage: Stage
+    span: tuple[float, float]
+    """The part of the whole job that this stage is, in percent."""
     progress: float
     worker_index: int
     attempt: int
