@@ -27,6 +27,7 @@ from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.detect import Device, detect
 from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
@@ -90,10 +91,10 @@ class Daemon:
         for name in await migrate(pool, MIGRATIONS):
             log.info("database.migrated", migration=name)
 
-        hub = EventHub()
+        hub, metrics = EventHub(), Metrics()
         jobs, callbacks = JobStore(pool), CallbackStore(pool)
         callback_policy, fetch_policy, secrets = _outgoing_settings(settings)
-        outbox = Outbox(callbacks, hub, policy=callback_policy, secrets=secrets)
+        outbox = Outbox(callbacks, hub, policy=callback_policy, secrets=secrets, metrics=metrics)
         await outbox.start()
         self._parts.push_async_callback(outbox.stop)
         catalogue = Catalogue(ModelStore(pool), settings.models_dir, hub)
@@ -121,6 +122,7 @@ class Daemon:
             fetch_policy=fetch_policy,
             telemetry=telemetry,
             pipelines=pipelines,
+            metrics=metrics,
         )
         await scheduler.start()
         self._scheduler = scheduler
@@ -138,6 +140,7 @@ class Daemon:
                 scheduler=scheduler,
                 hub=hub,
                 telemetry=telemetry,
+                metrics=metrics,
                 callback_policy=callback_policy,
                 fetch_policy=fetch_policy,
                 database_answers=lambda: answers(pool),

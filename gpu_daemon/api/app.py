@@ -80,7 +80,7 @@ def create_app(context: Context) -> FastAPI:
     pages.install(app, described)
     errors.install(app, described)
     app.add_middleware(Shortcut)
-    app.add_middleware(Envelope)  # around the one before
+    app.add_middleware(Envelope, metrics=context.metrics)  # around the one before
     return app
 
 

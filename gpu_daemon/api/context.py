@@ -12,6 +12,7 @@ from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.catalogue.pipelines import Pipelines
 from gpu_daemon.events import EventHub
 from gpu_daemon.gpu.telemetry import Telemetry
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.scheduling.scheduler import Scheduler
 from gpu_daemon.settings import Settings
@@ -32,6 +33,7 @@ class Context:
     scheduler: Scheduler
     hub: EventHub
     telemetry: Telemetry
+    metrics: Metrics
     callback_policy: AddressPolicy
     fetch_policy: AddressPolicy
     database_answers: Callable[[], Awaitable[bool]]

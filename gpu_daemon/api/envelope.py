@@ -10,8 +10,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gpu_daemon import clock
 from gpu_daemon.api.errors import internal_error
+from gpu_daemon.api.shortcut import TEMPLATE
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 UNREAD_BYTES = 1 << 20
@@ -31,14 +34,19 @@ HEADERS = {
 """Unless the route says otherwise."""
 
 
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
 class Envelope:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began_s = clock.monotonic()
         said = Headers(scope=scope).get("x-request-id", "")
         request_id = said if REQUEST_ID.fullmatch(said) else f"req_{uuid.uuid4().hex}"
         body = _Body(scope, receive)
@@ -53,6 +61,7 @@ class Envelope:
                 return
             if message["type"] == "http.response.start":
                 begun = True
+                self._count(scope, message["status"], clock.monotonic() - began_s)
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 for name, value in HEADERS.items():
@@ -77,6 +86,14 @@ class Envelope:
                 if begun:
                     raise
                 await internal_error()(scope, receive, send_more)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        """By the route as it is declared; what comes to none is one of its own, whatever was asked for."""
+        # FastAPI keeps a route of an included router with its prefix here; scope["route"] has it without.
+        declared = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+        route = scope.get(TEMPLATE) or getattr(declared, "path", None) or "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.answered(method, route, status, seconds)
 
 
 class _Body:

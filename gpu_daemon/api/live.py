@@ -169,6 +169,19 @@ class Live:
         self._forget()
         return group.document
 
+    async def stored(self) -> Stored:
+        """What only the database knows, as fresh as the page has it."""
+        await self._asked()
+        return self._stored
+
+    def queued(self) -> Queued:
+        """As fresh as the page has it."""
+        now_s = clock.monotonic()
+        if now_s >= self._queued_until_s:
+            self._queued = queued(self._context.scheduler.queued())
+            self._queued_until_s = now_s + self._context.scheduler.queued_count * QUEUE_S_PER_JOB
+        return self._queued
+
     @asynccontextmanager
     async def viewer(self, client: str | None) -> AsyncIterator[Viewer]:
         await self._asked()
@@ -228,10 +241,7 @@ class Live:
     def _make(self, group: Group, shared: dict[str, str]) -> str | None:
         """`shared`: what others see as well, as JSON; it is filled here."""
         now_s = clock.monotonic()
-        if now_s >= self._queued_until_s:
-            self._queued = queued(self._context.scheduler.queued())
-            self._queued_until_s = now_s + self._context.scheduler.queued_count * QUEUE_S_PER_JOB
-        state = dashboard_state(self._context, group.client, self._stored, self._queued, self._journal)
+        state = dashboard_state(self._context, group.client, self._stored, self.queued(), self._journal)
         members = {}
         for name, adapter in _MEMBERS.items():
             text = shared.get(name)

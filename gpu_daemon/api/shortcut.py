@@ -11,6 +11,9 @@ from gpu_daemon.api.errors import refusal
 from gpu_daemon.api.submit import PATH, transcribe
 from gpu_daemon.errors import GpuDaemonError
 
+TEMPLATE = "gpu_daemon.route"
+"""In the scope: the route, where FastAPI was passed by."""
+
 
 class Shortcut:
     def __init__(self, app: ASGIApp) -> None:
@@ -20,6 +23,7 @@ class Shortcut:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        scope[TEMPLATE] = PATH
         request = Request(scope, receive, send)
         try:
             response = await transcribe(request, client_of(request))

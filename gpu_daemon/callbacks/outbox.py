@@ -17,6 +17,7 @@ from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.callback import webhook_id, with_delivery
 from gpu_daemon.jobs.retry import callback_delay_s
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.store.callbacks import CallbackStore, Delivery, Try
 
@@ -35,12 +36,14 @@ class Outbox:
         *,
         policy: AddressPolicy,
         secrets: Sequence[bytes] = (),
+        metrics: Metrics | None = None,
         delay_s: Callable[[int, random.Random], float | None] = callback_delay_s,
     ) -> None:
         self._store = store
         self._hub = hub
         self._policy = policy
         self._secrets = tuple(secrets)
+        self._metrics = metrics or Metrics()
         self._delay_s = delay_s
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -152,14 +155,17 @@ class Outbox:
         about = {"job_id": delivery.job_id, "attempt": delivery.attempts + 1, "status": answer.status}
         if answer.error is None:
             await self._store.delivered(delivery, tried)
+            self._metrics.called_back("delivered", tried.duration_s)
             log.info("callback.delivered", **about)
             return
         delay_s = None if answer.final else self._next_try_s(delivery, answer)
         if delay_s is None:
             await self._store.dead(delivery, tried)
+            self._metrics.called_back("dead", tried.duration_s)
             log.error("callback.dead", error=answer.error, **about)
         else:
             await self._store.retry(delivery, tried, delay_s)
+            self._metrics.called_back("retried", tried.duration_s)
             log.warning("callback.retried", error=answer.error, retry_in_s=round(delay_s, 1), **about)
 
     def _next_try_s(self, delivery: Delivery, answer: Answer) -> float | None:

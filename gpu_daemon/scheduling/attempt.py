@@ -20,6 +20,7 @@ from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import Claim, Job, JobId, JobOptions, Task
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.runner.process import Completed, Runner
 from gpu_daemon.runner.protocol import Run
 from gpu_daemon.scheduling.limits import run_within_limits
@@ -90,6 +91,7 @@ class Means:
     recorder: Recorder
     hub: EventHub
     telemetry: Telemetry
+    metrics: Metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +131,8 @@ class Attempt:
         Cancelled when the daemon stops: the job goes back to the queue then, uncharged.
         """
         self._publish()
+        if self._claim.attempt == 1 and self.job.queue_time_s is not None:
+            self._means.metrics.job_waited(self.job.queue_time_s)
         try:
             state = await self._outcome()
         except asyncio.CancelledError:
@@ -234,6 +238,12 @@ class Attempt:
         if not recorded:
             return None
         self.result = result
+        means.metrics.job_completed(
+            job.options.model,
+            audio_s=done.duration_s,
+            took_s=clock.monotonic() - self._claimed_s,
+            timings=done.timings,
+        )
         return JobState.COMPLETED
 
     async def _settle(self, error: GpuDaemonError) -> JobState | None:
@@ -248,6 +258,7 @@ class Attempt:
             return JobState.CANCELLED if cancelled else None
         if isinstance(error, JobError) and error.retryable and claim.attempt < means.settings.max_attempts:
             log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
+            means.metrics.job_retried()
             requeued = await means.recorder.record(job.id, lambda: means.jobs.requeue(claim, charge=True))
             return JobState.QUEUED if requeued else None
         log.error("job.failed", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)

@@ -23,6 +23,7 @@ from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
 from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
@@ -57,6 +58,7 @@ class Scheduler:
         hub: EventHub,
         fetch_policy: AddressPolicy,
         telemetry: Telemetry,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
@@ -64,6 +66,7 @@ class Scheduler:
         self._outbox = outbox
         self._pipelines = pipelines
         self._hub = hub
+        self._metrics = metrics
         self._queue = JobQueue(affinity_wait_s=settings.affinity_max_wait_s)
         self._changed = asyncio.Event()
         self._started = False
@@ -100,6 +103,7 @@ class Scheduler:
                 source=self,
                 hub=hub,
                 telemetry=telemetry,
+                metrics=metrics,
             )
             for index, device in enumerate(devices)
         ]
@@ -448,6 +452,7 @@ class Scheduler:
         try:
             result = await asyncio.to_thread(reused_result, earlier_result)
             if await self._jobs.complete_queued(job, result, model_sha256=model_sha256):
+                self._metrics.job_reused()
                 await self._announce_end(job.id, JobState.COMPLETED, owes_callback=job.callback_url is not None)
             return await self._jobs.get(job.id)
         except Unavailable:
@@ -484,6 +489,7 @@ class Scheduler:
         self, job_id: JobId, state: JobState, result: bytes | None = None, *, owes_callback: bool = True
     ) -> None:
         self._open.discard(job_id)
+        self._metrics.job_ended(state.value)
         for coming in self._waiting_for_result.get(job_id, ()):
             if not coming.done():
                 coming.set_result(result)

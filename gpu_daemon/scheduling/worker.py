@@ -20,6 +20,7 @@ from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import Claim, Job, JobId
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.logs import log
+from gpu_daemon.metrics import Metrics
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner, PipelineSource
 from gpu_daemon.scheduling.duty import Duty
@@ -89,6 +90,7 @@ class Worker:
         source: JobSource,
         hub: EventHub,
         telemetry: Telemetry,
+        metrics: Metrics,
     ) -> None:
         self.index = index
         self.device = device
@@ -122,6 +124,7 @@ class Worker:
             recorder=Recorder(),
             hub=hub,
             telemetry=telemetry,
+            metrics=metrics,
         )
 
     @property
@@ -434,6 +437,8 @@ class Worker:
     def _publish_state(self) -> None:
         if (state := self.state) is not self._published:
             self._published = state
+            if state is WorkerState.QUARANTINED:
+                self._means.metrics.quarantined(self.index)
             self._hub.publish("worker", str(self.index), state=state, error=self._supervisor.error)
 
 

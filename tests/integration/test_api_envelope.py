@@ -9,12 +9,13 @@ from starlette.responses import StreamingResponse
 from gpu_daemon.api import errors
 from gpu_daemon.api.envelope import Envelope
 from gpu_daemon.errors import IllegalTransition
+from gpu_daemon.metrics import Metrics
 
 
 def app() -> FastAPI:
     made = FastAPI()
     errors.install(made, {"paths": {}})
-    made.add_middleware(Envelope)
+    made.add_middleware(Envelope, metrics=Metrics())
 
     @made.get("/bug")
     async def bug() -> None:
