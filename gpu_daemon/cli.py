@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -91,6 +91,14 @@ def submit(
     api_key: ApiKey = None,
     model: Annotated[str | None, typer.Option(help="One that `models` lists as ready.")] = None,
     language: Annotated[str | None, typer.Option(help="English name or ISO 639-1 code; else it is detected.")] = None,
+    diarize: Annotated[bool, typer.Option("--diarize", help="Who speaks when.")] = False,
+    speakers: Annotated[int | None, typer.Option(help="How many speak, if you know. Implies --diarize.")] = None,
+    known_speaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="2 to 10 s of a voice whose name is known; up to 4 times. Implies --diarize."
+        ),
+    ] = None,
     callback: Annotated[str | None, typer.Option(help="Address that gets one POST when the job ends.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress, then print the transcript.")] = False,
     format: Annotated[Format | None, typer.Option(help="Of the transcript. Implies --wait.")] = None,
@@ -106,10 +114,14 @@ def submit(
     files: list[Path | str] = list(dict.fromkeys(itertools.chain.from_iterable(sources)))
     output = _output(output, output_dir, several=len(files) > 1)
     written = Written(output, format or Format.TEXT)
+    fields = {"model": model, "language": language, "callback_url": callback}
+    voices = _voices(known_speaker or [])
+    if diarize or speakers is not None or voices:
+        fields |= {"diarize": "true", "num_speakers": None if speakers is None else str(speakers)}
     with _daemon_at(url, api_key) as client, JobDisplay() as display:
         jobs: dict[str, Path | str] = {}
         for source in files:
-            job_id = _send(client, display, source, model, language, callback)
+            job_id = _send(client, display, source, voices, fields)
             if job_id is not None:
                 jobs[job_id] = source
         if not (wait or format or output):
@@ -137,15 +149,22 @@ def watch(
     url: Url = LOCAL,
     api_key: ApiKey = None,
 ) -> None:
-    """Follow a job to its end: its text as it is decoded, with its times. The exit status is 1 unless it completes."""
+    """Follow a job to its end: its text as it is decoded, with its times; and once more with speakers, where they are
+    known at the end only. The exit status is 1 unless it completes.
+    """
     printed = 0
+    named = False
     status = ""
     with _daemon_at(url, api_key) as client, JobDisplay() as display:
         for event in client.events(job):
             if event.kind == "segments":
                 first, segments = event.json["first"], event.json["segments"]
+                if first < printed and not named and any(segment["speaker"] for segment in segments):
+                    _print("")
+                    printed = first
                 for segment in segments[max(0, printed - first) :]:
-                    _print(f"[{_clock(segment['start'])} --> {_clock(segment['end'])}] {segment['text'].strip()}")
+                    named = named or segment["speaker"] is not None
+                    _print(_heard(segment))
                 printed = max(printed, first + len(segments))
             else:
                 status = event.json["status"]
@@ -188,19 +207,17 @@ def _send(
     client: WhisperClient,
     display: JobDisplay,
     source: Path | str,
-    model: str | None,
-    language: str | None,
-    callback_url: str | None,
+    voices: dict[str, Path],
+    fields: dict[str, str | None],
 ) -> str | None:
     """The job's id; None, and said why, when this one was refused."""
     name = _shown(source)
     try:
         return client.submit(
             source,
-            model=model,
-            language=language,
-            callback_url=callback_url,
             on_upload_progress=lambda sent, size: display.upload(name, sent, size),
+            known_speakers=voices,
+            **fields,
         )
     except OSError as error:
         display.refused(name, error.strerror or str(error))
@@ -209,6 +226,17 @@ def _send(
             raise
         display.refused(name, error.message)
     return None
+
+
+def _voices(said: list[str]) -> dict[str, Path]:
+    """Raises BadParameter."""
+    voices = {}
+    for each in said:
+        name, equals, file = each.partition("=")
+        if not (name and equals and Path(file).is_file()):
+            raise typer.BadParameter(f"{each!r} is not NAME=FILE with a file that exists", param_hint="--known-speaker")
+        voices[name] = Path(file)
+    return voices
 
 
 def _output(output: Path | None, output_dir: Path | None, *, several: bool) -> Path | None:
@@ -251,6 +279,11 @@ class Written:
 def _print(transcript: str) -> None:
     sys.stdout.write(transcript if transcript.endswith("\n") else f"{transcript}\n")
     sys.stdout.flush()
+
+
+def _heard(segment: Mapping[str, Any]) -> str:
+    speaker = "" if segment["speaker"] is None else f"{segment['speaker']}: "
+    return f"[{_clock(segment['start'])} --> {_clock(segment['end'])}] {speaker}{segment['text'].strip()}"
 
 
 def _clock(time_s: float) -> str:

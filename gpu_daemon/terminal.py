@@ -90,6 +90,8 @@ def _doing(job: JobView) -> str:
             return job.stage or "processing"
         case "failed", _:
             return f"failed: {job.error_message}"
+        case "completed", _ if job.diarization_error is not None:
+            return f"completed, without speakers: {job.diarization_error}"
         case status, _:
             return status
 

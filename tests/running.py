@@ -18,7 +18,11 @@ from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.faultpoints import VARIABLE
 
 ROOT = Path(__file__).parent.parent
-FAKE_ENGINE = {"GPU_DAEMON_ENGINE": "tests.fake_engine:create"}
+FAKE_DIARIZER = {
+    "GPU_DAEMON_DIARIZER": "tests.fake_diarizer:create",
+    "DIARIZATION_MODEL": str(ROOT / "tests" / "fake_pipeline"),
+}
+FAKE_ENGINE = {"GPU_DAEMON_ENGINE": "tests.fake_engine:create", **FAKE_DIARIZER}
 ONE_AT_A_TIME = {"JOBS_PER_GPU": "1"}
 """For tests of what waits, and in which order."""
 CANCELLED_WITHIN_S = 5.0 + 5.0

@@ -321,7 +321,7 @@ TRANSCRIBE_BODY: dict[str, Any] = {
 
 def form(title: str, own: Mapping[str, dict[str, Any]], required: Sequence[str] = ()) -> dict[str, Any]:
     """The body of a service's route: its own fields, and those of POST /transcribe."""
-    properties = {FILE_FIELD: FORM_PROPERTIES[FILE_FIELD]} | dict(own) | FORM_PROPERTIES
+    properties = {FILE_FIELD: FORM_PROPERTIES[FILE_FIELD]} | dict(own) | FORM_PROPERTIES | dict(own)
     return {"requestBody": {"required": True, "content": _submission(title, properties, required)}}
 
 

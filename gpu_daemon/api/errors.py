@@ -49,6 +49,8 @@ JOB_STATUSES = {
     "too_large": 413,
     "cancelled": 409,
     "model_unavailable": 503,
+    "pipeline_gated": 400,
+    "pipeline_unavailable": 503,
 }
 """Of a job that failed while its client waited for the answer; 500 else."""
 MEANINGS = {
@@ -61,7 +63,6 @@ MEANINGS = {
     415: "not audio or video that can be decoded",
     429: "too many submissions in a minute; `Retry-After` says when to come back",
     500: "a mistake of the daemon's",
-    501: "not in this version",
     503: "starting, draining, stopping, or the queue is full; `Retry-After` says when to come back",
     507: "too little disk space; `Retry-After` says when to come back",
 }
@@ -134,8 +135,9 @@ def _of_failed(job: Job) -> Refusal:
     status = JOB_STATUSES.get(job.error_code or "", 500)
     message = job.error_message or f"the job was {job.state.value}"
     source = "file" if job.source_url is None else "url"
+    param = "hf_token" if job.error_code == "pipeline_gated" else source
     return Refusal(
-        status=status, message=message, code=job.error_code, param=source if status in (400, 413, 415) else None
+        status=status, message=message, code=job.error_code, param=param if status in (400, 413, 415) else None
     )
 
 

@@ -172,7 +172,8 @@ RQ_RESULT = {
         "service": "gpu_daemon",
     },
 }
-NOT_YET = "diarization is not available in this version"
+TURN = {"start": 0.0, "end": 2.4, "speaker": "SPEAKER_00"}
+BUSY = "Service occupé"
 OPENAI_MODEL = {"id": "base", "object": "model", "created": 1795255200, "owned_by": "openai", "alias_of": None}
 EXAMPLES: dict[str, Any] = {
     "Accepted": {
@@ -219,7 +220,7 @@ EXAMPLES: dict[str, Any] = {
             {"number": 1, "at": ENDED_AT, "duration_s": 0.08, "status": 200, "error": None, "delivered": True}
         ],
     },
-    "Diarized": {"segments": []},
+    "Diarized": {"segments": [TURN]},
     "Done": {"message": "the job was cancelled", "job_id": JOB_ID},
     "Draining": {"health": {"status": "draining", "reason": "new jobs are refused"}, "queued": 0, "running": 1},
     "Error": {
@@ -275,7 +276,8 @@ EXAMPLES: dict[str, Any] = {
         "text": TEXT,
         "segments": [PIECE | {"speaker": "SPEAKER_00"}],
         "transcription_segments": [PIECE],
-        "diarization_segments": [],
+        "diarization_segments": [TURN],
+        "diarization_error": None,
     },
     "Queue": {"status": "busy", "queued": [], "running": [JOB_ID]},
     "QueueStats": {
@@ -284,7 +286,12 @@ EXAMPLES: dict[str, Any] = {
     },
     "Ready": READY | {"database": True},
     "Result": RESULT,
-    "RocmError": {"error": NOT_YET, "message": NOT_YET, "code": "not_supported", "current_job": None},
+    "RocmError": {
+        "error": BUSY,
+        "message": "the queue is full: 10000 jobs wait",
+        "code": "queue_full",
+        "current_job": RUNNING,
+    },
     "RocmHealth": HEALTH | {"status": "ok"},
     "RqAccepted": {
         "job_id": JOB_ID,

@@ -141,7 +141,7 @@ def _written(stored: str, wanted: Wanted) -> str:
 
 
 async def _events(context: Context, job: Job, wanted: Wanted) -> AsyncGenerator[bytes]:
-    teller = Teller(wanted.format)
+    teller = Teller(wanted.format, diarizes=job.options.diarize)
     yield KEEP_ALIVE
     try:
         async with aclosing(follow(context, job, every_s=KEEP_ALIVE_S)) as looks:
@@ -158,9 +158,8 @@ async def _events(context: Context, job: Job, wanted: Wanted) -> AsyncGenerator[
     except (JobFailed, GpuDaemonError) as error:
         yield message(json.loads(bytes(refusal(error).enveloped().body)))
         return
-    for event in teller.heard(transcript.segments):
+    for event in teller.rest(transcript):
         yield message(event)
-    yield message(teller.done(transcript))
     yield DONE
 
 

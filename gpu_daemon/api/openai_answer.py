@@ -52,14 +52,17 @@ def verbose_body(transcript: Transcript, wanted: Wanted) -> dict[str, Any]:
 class Teller:
     """Which events are still to come, for a client to whom the text is streamed."""
 
-    def __init__(self, format: Format) -> None:
-        self._format = format
+    def __init__(self, format: Format, *, diarizes: bool) -> None:
+        """`diarizes`: who speaks is known only at the end, and cuts segments: they are told then, and all at once."""
+        self._has_segments = format in WITH_SEGMENTS
+        self._diarizes = diarizes
         self._told = 0
         self._blanks = ""
         """At the end of what was said; the text has none there."""
 
     def heard(self, segments: tuple[Segment, ...]) -> Iterator[dict[str, Any]]:
         """Of the segments from the first one on. Another attempt at the job hears the same from the start."""
+        at_once = self._has_segments and not self._diarizes
         names = speaker_names(segments)
         for segment in segments[self._told :]:
             self._told += 1
@@ -69,9 +72,20 @@ class Teller:
             if self._told == 1:
                 said = said.lstrip()
             if said:
-                yield {"type": "transcript.text.delta", "delta": said} | self._of_segment(segment)
-            if self._format in WITH_SEGMENTS:
+                delta = {"type": "transcript.text.delta", "delta": said}
+                yield delta | ({"segment_id": f"seg_{segment.id}"} if at_once else {})
+            if at_once:
                 yield diarized_segment(segment, names)
+
+    def rest(self, transcript: Transcript) -> Iterator[dict[str, Any]]:
+        """What `heard` has not had, and the end."""
+        cut = transcript.diarization is not None and transcript.diarization.error is None
+        yield from self.heard(transcript.transcription_segments if cut else transcript.segments)
+        if self._has_segments and self._diarizes:
+            names = speaker_names(transcript.segments)
+            for segment in transcript.segments:
+                yield diarized_segment(segment, names)
+        yield self.done(transcript)
 
     def done(self, transcript: Transcript) -> dict[str, Any]:
         audio_tokens = round(transcript.duration * AUDIO_TOKENS_PER_S)
@@ -87,9 +101,6 @@ class Teller:
                 "total_tokens": audio_tokens + transcript.token_count,
             },
         }
-
-    def _of_segment(self, segment: Segment) -> dict[str, Any]:
-        return {"segment_id": f"seg_{segment.id}"} if self._format in WITH_SEGMENTS else {}
 
 
 def _segment(segment: Segment) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from gpu_daemon.api.documents import FORM_PROPERTIES, multipart
 from gpu_daemon.api.results import CONTENT_TYPES, MOST
 from gpu_daemon.api.schemas import Body
 from gpu_daemon.api.sse import MEDIA_TYPE
+from gpu_daemon.api.voices import NAMES, REFERENCES
 from gpu_daemon.transcript.formats import Format
 
 
@@ -70,6 +71,16 @@ TRANSCRIPTION_PROPERTIES: dict[str, Any] = SHARED | {
     },
     "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "As `hotwords`."},
     "channel_mode": FORM_PROPERTIES["channel_mode"],
+    "diarize": FORM_PROPERTIES["diarize"]
+    | {
+        "description": (
+            "Who speaks when. `diarized_json`, the model `gpt-4o-transcribe-diarize` and known voices imply it."
+        )
+    },
+    **{
+        name: FORM_PROPERTIES[name]
+        for name in ("num_speakers", "min_speakers", "max_speakers", "hf_token", f"{NAMES}[]", f"{REFERENCES}[]")
+    },
 }
 
 TRANSLATION_PROPERTIES = SHARED | {

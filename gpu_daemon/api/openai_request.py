@@ -9,15 +9,17 @@ from typing import Any
 
 from gpu_daemon.api.fields import KNOWN, Given, boolean, integer, one
 from gpu_daemon.api.results import MOST, SUBTITLES
+from gpu_daemon.api.voices import NAMES
 from gpu_daemon.errors import InvalidRequest, NotFound
-from gpu_daemon.jobs.model import Task
+from gpu_daemon.jobs.model import ChannelMode, Task
 from gpu_daemon.transcript.cues import CueOptions
 from gpu_daemon.transcript.formats import Format
 
-ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe", "gpt-4o-transcribe-diarize")
 """Of DEFAULT_MODEL: OpenAI's names for what they have. Those with a date, too."""
-ALIAS = re.compile(r"(whisper-1|gpt-4o(-mini)?-transcribe|gpt-transcribe)(-\d{4}-\d{2}-\d{2})?")
-DIARIZES = re.compile(r"gpt-4o-transcribe-diarize(-\d{4}-\d{2}-\d{2})?")
+ALIAS = re.compile(
+    r"(whisper-1|gpt-4o(-mini)?-transcribe|gpt-transcribe|(?P<diarizes>gpt-4o-transcribe-diarize))(-\d{4}-\d{2}-\d{2})?"
+)
 CHUNKING = "chunking_strategy"
 CHUNKING_PART = re.compile(r"chunking_strategy\[(\w+)\]")
 VAD_NUMBERS = {"threshold": 1.0, "prefix_padding_ms": 60_000.0, "silence_duration_ms": 60_000.0}
@@ -60,8 +62,16 @@ class Reader:
         _refuse_what_is_not_here(given)
         by_voice = _asks_for_vad(given)
         wanted = self._answer(given)
+        if one(given, "task") == Task.DIARIZE:
+            raise InvalidRequest(
+                "this route answers with what is said; POST /diarize, or POST /transcribe with task=diarize, says only "
+                "who speaks when",
+                param="task",
+            )
         ours = {name: values for name, values in given.items() if name in KNOWN - NOT_OURS}
         ours |= self._model(given) | _temperature(given) | _hints(given)
+        if _asks_who_speaks(given, wanted):
+            ours.setdefault("diarize", ["true"])
         if by_voice:
             ours.setdefault("vad_filter", ["true"])
         ours["timestamp_granularities"] = ["word"] if wanted.words or wanted.cues.need_words else []
@@ -77,13 +87,6 @@ class Reader:
             return {"model": [] if name is None else [name]}
         if ALIAS.fullmatch(name):
             return {"model": []}
-        if DIARIZES.fullmatch(name):
-            raise InvalidRequest(
-                f"{name} says who speaks when, which this version cannot tell from the voices; send channel_mode=split "
-                "for a recording with a speaker on each channel, or another model",
-                code="not_supported",
-                param="model",
-            )
         raise NotFound(
             f"there is no model {name[:50]!r} here; GET /v1/models lists them", code="model_not_found", param="model"
         )
@@ -139,13 +142,13 @@ def _refuse_what_is_not_here(given: Given) -> None:
                 param="include[]",
             )
         raise InvalidRequest(f"include[] knows logprobs, not {said[:50]!r}", param="include[]")
-    for name in ("known_speaker_names", "known_speaker_references"):
-        if name in given:
-            raise InvalidRequest(
-                f"{name}[] needs speakers to be told apart by their voices, which this version cannot do; leave it out",
-                code="not_supported",
-                param=f"{name}[]",
-            )
+
+
+def _asks_who_speaks(given: Given, wanted: Wanted) -> bool:
+    """Where each channel is a speaker, that is known without asking."""
+    model = ALIAS.fullmatch(one(given, "model") or "")
+    asks = wanted.format is Format.DIARIZED_JSON or NAMES in given or bool(model and model["diarizes"])
+    return asks and one(given, "channel_mode") != ChannelMode.SPLIT
 
 
 def _asks_for_vad(given: Given) -> bool:

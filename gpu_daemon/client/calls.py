@@ -46,6 +46,8 @@ class Ask:
     form: Mapping[str, list[str]] | None = None
     file: Path | None = None
     """Of the form."""
+    voices: Mapping[str, Path] = field(default_factory=dict)
+    """Of the form: files with some seconds of speakers whose names are known."""
     on_upload: OnUpload | None = None
     once: bool = False
     """A second time it would do something else."""
@@ -79,9 +81,16 @@ class Calls:
         """The daemon has, to anything so far."""
         self._rng = random.Random()  # noqa: S311 - jitter
 
-    def submit(self, source: Path | str, fields: Mapping[str, object], on_upload: OnUpload | None) -> Call[str]:
+    def submit(
+        self,
+        source: Path | str,
+        fields: Mapping[str, object],
+        on_upload: OnUpload | None,
+        known_speakers: Mapping[str, Path | str] | None = None,
+    ) -> Call[str]:
         """One key for all tries: the second finds the job of the first."""
-        form = _form(fields)
+        voices = {name: Path(path) for name, path in (known_speakers or {}).items()}
+        form = _form({"diarize": True, **fields} if voices else fields)
         file = None if is_url(source) else Path(source)
         if file is None:
             form["url"] = [str(source)]
@@ -90,6 +99,7 @@ class Calls:
             path="/transcribe",
             form=form,
             file=file,
+            voices=voices,
             on_upload=on_upload,
             headers={"Idempotency-Key": str(uuid.uuid4())},
         )

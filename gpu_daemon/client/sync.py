@@ -37,17 +37,31 @@ class WhisperClient:
         self._http.close()
 
     def transcribe_file(
-        self, source: Path | str, *, on_progress: Callable[[JobView], None] | None = None, **fields: object
+        self,
+        source: Path | str,
+        *,
+        on_progress: Callable[[JobView], None] | None = None,
+        known_speakers: Mapping[str, Path | str] | None = None,
+        **fields: object,
     ) -> Mapping[str, Any]:
         """The whole result, when the job is done: `text`, `language`, `segments` … As `submit` and `wait`."""
-        return result_of(self.wait(self._run(self._calls.submit(source, fields, None)), on_progress))
+        job_id = self._run(self._calls.submit(source, fields, None, known_speakers))
+        return result_of(self.wait(job_id, on_progress))
 
-    def submit(self, source: Path | str, *, on_upload_progress: OnUpload | None = None, **fields: object) -> str:
+    def submit(
+        self,
+        source: Path | str,
+        *,
+        on_upload_progress: OnUpload | None = None,
+        known_speakers: Mapping[str, Path | str] | None = None,
+        **fields: object,
+    ) -> str:
         """The id of the job, which the daemon will not lose any more. `fields`: those of POST /transcribe.
 
-        `source` is a file, or the http(s) address that the daemon fetches it from.
+        `source` is a file, or the http(s) address that the daemon fetches it from. `known_speakers`: by name a file
+        with 2 to 10 seconds of that voice alone; who speaks is asked for then.
         """
-        return self._run(self._calls.submit(source, fields, on_upload_progress))
+        return self._run(self._calls.submit(source, fields, on_upload_progress, known_speakers))
 
     def job(self, job_id: str) -> JobView:
         return self._run(self._calls.job(job_id))

@@ -1,6 +1,8 @@
 """A request as httpx2 takes it; a file is streamed, never in memory as a whole."""
 
+import base64
 import io
+import mimetypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,18 @@ def arguments(ask: Ask) -> Iterator[dict[str, Any]]:
         yield given
         return
     parts: list[tuple[str, Any]] = [(name, (None, value)) for name, values in ask.form.items() for value in values]
+    for name, path in ask.voices.items():
+        parts += [("known_speaker_names[]", (None, name)), ("known_speaker_references[]", (None, _data_url(path)))]
     if ask.file is None:
         yield given | {"files": parts}
         return
     with _Upload(ask.file, ask.on_upload) as file:
         yield given | {"files": [*parts, ("file", (ask.file.name, file))]}
+
+
+def _data_url(path: Path) -> str:
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 class _Upload(io.FileIO):

@@ -41,6 +41,13 @@ class JobView:
     def ended(self) -> bool:
         return self.status in TERMINAL
 
+    @property
+    def diarization_error(self) -> str | None:
+        """Why nobody knows who speaks, in a job that is completed all the same."""
+        result = self.json.get("result") or {}
+        error: str | None = (result.get("diarization") or {}).get("error")
+        return error
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobEvent:

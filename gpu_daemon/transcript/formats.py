@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, assert_never
 
 from gpu_daemon.transcript.cues import PLAIN, Cue, CueOptions, cues, one_line
@@ -77,8 +77,10 @@ def diarized_segment(segment: Segment, names: Mapping[str, str]) -> dict[str, An
 
 def speaker_names(segments: Sequence[Segment]) -> dict[str, str]:
     """What OpenAI's API calls speakers whom nobody knows: A, B, … in the order in which they first speak."""
-    numbered = (segment.speaker for segment in segments if NUMBERED_SPEAKER.fullmatch(segment.speaker or ""))
-    return {speaker or "": _letter(i) for i, speaker in enumerate(dict.fromkeys(numbered))}
+    speakers = dict.fromkeys(segment.speaker for segment in segments if segment.speaker is not None)
+    numbered = [speaker for speaker in speakers if NUMBERED_SPEAKER.fullmatch(speaker)]
+    letters = (letter for letter in map(_letter, count()) if letter not in speakers)
+    return dict(zip(numbered, letters, strict=False))
 
 
 def _letter(number: int) -> str:
@@ -89,13 +91,15 @@ def _letter(number: int) -> str:
 
 def _diarized(transcript: Transcript) -> dict[str, Any]:
     names = speaker_names(transcript.segments)
+    found = transcript.diarization
+    failed = None if found is None or found.error is None else {"error": found.error, "error_code": found.error_code}
     return {
         "task": "transcribe",
         "duration": transcript.duration,
         "text": transcript.text.strip(),
         "segments": [diarized_segment(segment, names) for segment in transcript.segments],
         "usage": {"type": "duration", "seconds": transcript.duration},
-    }
+    } | ({} if failed is None else {"diarization": failed})
 
 
 def _lines(transcript: Transcript) -> Iterator[str]:
@@ -133,7 +137,7 @@ def _vtt_time(time_ms: int) -> str:
 
 def _srt_text(cue: Cue) -> str:
     """SubRip has no way to say `<b>` and mean it; whisper leaves it, too."""
-    text = _said_by(cue.speaker) + _no_arrow(cue.before)
+    text = _no_arrow(_said_by(cue.speaker) + cue.before)
     return f"{text}<u>{_no_arrow(cue.underlined)}</u>{_no_arrow(cue.after)}" if cue.underlined else text
 
 

@@ -17,7 +17,8 @@ from whisper import utils
 
 from gpu_daemon.transcript.cues import PLAIN, CueOptions
 from gpu_daemon.transcript.formats import Format, render
-from gpu_daemon.transcript.model import Segment, Transcript, Word
+from gpu_daemon.transcript.model import Segment, SpeakerTurn, Transcript, Word
+from gpu_daemon.transcript.speakers import with_speakers
 from tests.runners import DEMO
 from tests.speech import conversation
 
@@ -152,9 +153,20 @@ def parsed_srt(text: str) -> list[tuple[int, int, str]]:
     return [(event.start, event.end, event.text) for event in pysubs2.SSAFile.from_string(text, format_="srt")]
 
 
+def two_voices(spoken: Transcript) -> Transcript:
+    """They take turns of two seconds, whoever is in the middle of a sentence."""
+    turns = [
+        SpeakerTurn(start=2.0 * i, end=2.0 * i + 2, speaker=f"SPEAKER_0{i % 2}")
+        for i in range(int(spoken.segments[-1].end / 2) + 1)
+    ]
+    segments = with_speakers(spoken.segments, turns)
+    assert len(segments) > len(spoken.segments)
+    return spoken.model_copy(update={"segments": segments})
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_others_read_what_was_written(options: CueOptions) -> None:
-    spoken = ours(heard(), ("SPEAKER_00", "SPEAKER_01"))
+    spoken = two_voices(ours(heard()))
     srt, vtt = parsed_srt(render(Format.SRT, spoken, options)), webvtt.from_string(render(Format.VTT, spoken, options))
     assert len(srt) == len(vtt.captions) > 3
     said: list[str] = []

@@ -24,7 +24,8 @@ def blocks(language: str) -> list[str]:
 
 async def run(directory: Path, served: ServedDaemon, *command: str, program: str) -> str:
     """What it prints; with everything that went wrong where it fails."""
-    (directory / "talk.wav").write_bytes(tone(7.0))
+    for name in ("talk.wav", "ada.wav"):
+        (directory / name).write_bytes(tone(7.0))
     process = await asyncio.create_subprocess_exec(
         *(*command, program.replace(LOCAL, served.url)),
         cwd=directory,
@@ -53,7 +54,7 @@ async def test_curl(tmp_path: Path, database: ConnectionParameters, monkeypatch:
     srt, vtt = said[said.index("1\n00:00:00,000") :].split("WEBVTT\n")
     assert srt.count("-->") >= 1
     assert vtt.count("<u>") == 8
-    assert len(re.findall("^curl", lines, re.MULTILINE)) == 6
+    assert len(re.findall("^curl", lines, re.MULTILINE)) == 7
 
 
 async def test_python(tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +62,10 @@ async def test_python(tmp_path: Path, database: ConnectionParameters, monkeypatc
         printed = [await run(tmp_path, served, sys.executable, "-c", program=block) for block in blocks("python")]
         (job, *_) = (await served.json("/jobs"))["jobs"]
         text = (await served.json(f"/jobs/{job['job_id']}"))["result"]["text"]
-    client, with_asyncio, callback, openai = printed
+    client, speakers, with_asyncio, callback, openai = printed
     assert f"\n{text} 7.0\n" in f"\n{client}"
     assert "WEBVTT" in client
+    assert [line.split()[1] for line in speakers.splitlines()] == ["Ada", "SPEAKER_00"]
     assert with_asyncio == f"{text}\n" == openai
     assert callback == ""
 
@@ -89,4 +91,4 @@ async def test_javascript(tmp_path: Path, database: ConnectionParameters, monkey
 
 
 def test_the_programs_are_all_known() -> None:
-    assert [len(blocks(language)) for language in ("sh", "python", "js")] == [1, 4, 1]
+    assert [len(blocks(language)) for language in ("sh", "python", "js")] == [1, 5, 1]

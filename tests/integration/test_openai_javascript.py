@@ -51,7 +51,11 @@ async def test_every_call_and_format(
     assert len(said["verbose_json"]["segments"]) == SEGMENTS
     assert "words" not in said["verbose_json"]
     assert " ".join(word["word"] for word in said["words"]["words"]) == text
-    assert [segment["id"] for segment in said["diarized_json"]["segments"]] == ["seg_0", "seg_1", "seg_2"]
+    assert [(segment["id"], segment["speaker"]) for segment in said["diarized_json"]["segments"]] == [
+        ("seg_0", "A"),
+        ("seg_1", "B"),
+        ("seg_2", "A"),
+    ]
     assert said["auto"]["text"] == said["all_fields"]["text"] == text
 
     assert said["translated_json"]["text"] == text
@@ -66,7 +70,8 @@ async def test_every_call_and_format(
     assert "".join(event["delta"] for event in deltas) == done["text"] == text
     assert (done["type"], done["usage"]["type"]) == ("transcript.text.done", "tokens")
     assert [event["type"] for event in said["streamed_diarized"]] == [
-        *["transcript.text.delta", "transcript.text.segment"] * SEGMENTS,
+        *["transcript.text.delta"] * SEGMENTS,
+        *["transcript.text.segment"] * SEGMENTS,
         "transcript.text.done",
     ]
     assert {"demo", "whisper-1"} <= set(said["models"])

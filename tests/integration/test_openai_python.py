@@ -1,6 +1,7 @@
 """OpenAI's own Python client against the daemon: every call, every format, and how it and we take trouble."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ async def test_every_format(served: ServedDaemon, client: AsyncOpenAI) -> None:
     )
     assert isinstance(diarized, TranscriptionDiarized)
     assert [(segment.id, segment.speaker) for segment in diarized.segments] == [
-        (f"seg_{number}", "unknown") for number in range(3)
+        ("seg_0", "A"),
+        ("seg_1", "B"),
+        ("seg_2", "A"),
     ]
     assert diarized.segments[1].type == "transcript.text.segment"
 
@@ -132,7 +135,7 @@ async def test_models(client: AsyncOpenAI) -> None:
     models = {model.id: model async for model in client.models.list()}
     assert {"demo", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"} <= models.keys()
     assert models["demo"].object == "model"
-    for name in ("demo", "whisper-1", "gpt-4o-transcribe-2025-03-20"):
+    for name in ("demo", "whisper-1", "gpt-4o-transcribe-2025-03-20", "gpt-4o-transcribe-diarize-2025-10-15"):
         assert (await client.models.retrieve(name)).id == name
     with pytest.raises(openai.NotFoundError) as refused:
         await client.models.retrieve("org/nonesuch")
@@ -168,26 +171,48 @@ async def test_the_text_comes_as_it_is_decoded(served: ServedDaemon, client: Asy
 
 
 async def test_segments_are_streamed_where_the_format_has_them(client: AsyncOpenAI, tmp_path: Path) -> None:
-    kinds = []
     stream = await client.audio.transcriptions.create(
         file=("talk.wav", SPOKEN),
         model="whisper-1",
-        response_format="diarized_json",
+        response_format="verbose_json",
         prompt=f"fake:then=once={tmp_path / 'died'},exit",  # the second attempt says nothing twice
         stream=True,
     )
+    kinds = [event.type async for event in stream]
+    assert kinds == [*["transcript.text.delta", "transcript.text.segment"] * 3, "transcript.text.done"]
+
+
+async def test_who_speaks_is_streamed_once_it_is_known(client: AsyncOpenAI, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    stream = await client.audio.transcriptions.create(
+        file=("talk.wav", SPOKEN),
+        model="gpt-4o-transcribe-diarize",
+        response_format="diarized_json",
+        chunking_strategy="auto",
+        known_speaker_names=["Ada"],
+        known_speaker_references=[f"data:audio/wav;base64,{base64.b64encode(tone(3.0)).decode()}"],
+        prompt=f"fake:then=until={go}",
+        stream=True,
+    )
+    told: list[tuple[str, str]] = []
     async for event in stream:
-        kinds.append(event.type)
         if event.type == "transcript.text.segment":
-            assert (event.speaker, event.end - event.start) in (("unknown", 5.0), ("unknown", 2.0))
-    pair = ["transcript.text.delta", "transcript.text.segment"]
-    assert kinds == [*pair * 3, "transcript.text.done"]
+            told.append((event.speaker, f"{event.start:.0f}-{event.end:.0f}"))
+        else:
+            told.append((event.type, ""))
+            go.touch()
+    assert told == [
+        *[("transcript.text.delta", "")] * 3,
+        ("Ada", "0-5"),
+        ("A", "5-10"),
+        ("Ada", "10-12"),
+        ("transcript.text.done", ""),
+    ]
 
 
 REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str | None, str | None]] = [
     ({"model": "huge"}, openai.NotFoundError, "model_not_found", "model"),
     ({"model": "tiny"}, openai.NotFoundError, "model_not_found", "model"),
-    ({"model": "gpt-4o-transcribe-diarize"}, openai.BadRequestError, "not_supported", "model"),
     ({"response_format": "docx"}, openai.BadRequestError, "invalid_value", "response_format"),
     ({"response_format": "srt", "stream": True}, openai.BadRequestError, "invalid_value", "response_format"),
     ({"include": ["logprobs"]}, openai.BadRequestError, "not_supported", "include[]"),
@@ -196,7 +221,14 @@ REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str | None, str
     ({"language": "Klingon"}, openai.BadRequestError, "invalid_value", "language"),
     ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, openai.BadRequestError, None, None),
     ({"chunking_strategy": "never"}, openai.BadRequestError, "invalid_value", "chunking_strategy"),
-    ({"known_speaker_names": ["Ada"]}, openai.BadRequestError, "not_supported", "known_speaker_names[]"),
+    ({"known_speaker_names": ["Ada"]}, openai.BadRequestError, "invalid_value", "known_speaker_names"),
+    (
+        {"known_speaker_names": ["Ada"], "known_speaker_references": ["https://example.org/ada.wav"]},
+        openai.BadRequestError,
+        "invalid_value",
+        "known_speaker_references",
+    ),
+    ({"extra_body": {"task": "diarize"}}, openai.BadRequestError, "invalid_value", "task"),
     ({"file": ("a.mp3", b"no audio at all " * 99)}, openai.APIStatusError, "not_media", "file"),
     ({"file": ("a.wav", b"x" * (1 << 20 | 1))}, openai.APIStatusError, "too_large", "file"),
     ({"extra_body": {"highlight_words": "maybe"}}, openai.BadRequestError, "invalid_value", "highlight_words"),

@@ -22,7 +22,7 @@ from gpu_daemon.gpu.reading import GpuReading, summarise
 from tests.conftest import fresh_database
 from tests.media import noise, wav
 from tests.receiver import Receiver
-from tests.running import ONE_AT_A_TIME, RunningDaemon, running_daemon
+from tests.running import FAKE_DIARIZER, ONE_AT_A_TIME, RunningDaemon, running_daemon
 from tests.shapes import deviations
 from tests.speech import Spoken, conversation, word_error_rate, write
 
@@ -98,7 +98,7 @@ async def replayed(postgres: ConnectionParameters, tmp_path_factory: pytest.Temp
     directory = tmp_path_factory.mktemp("services")
     async with (
         fresh_database(postgres) as database,
-        running_daemon(directory, database, MAX_QUEUE=str(MAX_QUEUE), **ONE_AT_A_TIME) as daemon,
+        running_daemon(directory, database, MAX_QUEUE=str(MAX_QUEUE), **ONE_AT_A_TIME, **FAKE_DIARIZER) as daemon,
     ):
         connection = await asyncpg.connect(**database.arguments())
         await connection.execute(
@@ -225,7 +225,7 @@ ROCM_PROCESSED = {
     "text": "...",
     "segments": [{"start": 0.0, "end": 2.5, "speaker": "SPEAKER_00", "text": "Bonjour..."}],
     "transcription_segments": [{"start": 0.0, "end": 2.5, "text": "Bonjour..."}],
-    "diarization_segments": [],
+    "diarization_segments": [{"start": 0.0, "end": 2.5, "speaker": "SPEAKER_00"}],
 }
 ROCM_BUSY = {"error": "Service occupé", "message": "...", "current_job": ROCM_RUNNING}
 ROCM_FORM = "-F file=@audio.wav -F hf_token=hf_secret -F language=fr -F min_speakers=1 -F max_speakers=2"
@@ -233,17 +233,28 @@ ROCM_FORM = "-F file=@audio.wav -F hf_token=hf_secret -F language=fr -F min_spea
 
 @pytest.mark.parametrize("base_path", ["", ROCM])
 async def test_the_rocm_service_processes(replayed: Replayed, base_path: str) -> None:
-    skips = f"curl {ROCM_FORM} -F skip_diarization=true http://localhost:8000/process"
-    processed = await replayed.answer(skips, base_path)
+    processed = await replayed.answer(f"curl {ROCM_FORM} http://localhost:8000/process", base_path)
     assert deviations(processed, ROCM_PROCESSED) == []
     assert heard(SPOKEN_FR, processed["text"])
-    for command in (
-        f"curl {ROCM_FORM} http://localhost:8000/process",
-        f"curl {ROCM_FORM} http://localhost:8000/diarize",
-    ):
-        refused = await replayed.answer(command, base_path)
-        assert (refused["code"], refused["current_job"]) == ("not_supported", None)
-        assert "diarization is not available" in refused["error"]
+    assert processed["diarization_error"] is None
+    turns = {turn["speaker"] for turn in processed["diarization_segments"]}
+    assert turns == {"SPEAKER_00", "SPEAKER_01"}
+    assert processed["segments"][0]["speaker"] == "SPEAKER_00"
+    assert {piece["speaker"] for piece in processed["segments"]} <= turns
+    for pieces in (processed["segments"], processed["transcription_segments"]):
+        assert "".join(piece["text"] for piece in pieces).strip() == processed["text"].strip()
+    diarized = await replayed.answer(f"curl {ROCM_FORM} http://localhost:8000/diarize", base_path)
+    assert diarized == {"segments": processed["diarization_segments"]}
+
+    skips = f"curl {ROCM_FORM} -F skip_diarization=true http://localhost:8000/process"
+    alone = await replayed.answer(skips, base_path)
+    assert deviations(alone, ROCM_PROCESSED | {"diarization_segments": []}) == []
+    assert (alone["text"], alone["diarization_segments"]) == (processed["text"], [])
+    assert {piece["speaker"] for piece in alone["segments"]} == {"SPEAKER_00"}
+    refused = await replayed.answer(
+        "curl -F file=@audio.wav -F max_speakers=many http://localhost:8000/diarize", base_path
+    )
+    assert (refused["code"], refused["current_job"]) == ("invalid_value", None)
     assert not any("hf_secret" in line for line in replayed.daemon.raw)
 
 

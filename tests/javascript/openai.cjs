@@ -53,7 +53,11 @@ async function main() {
         said[`translated_${response_format}`] = await translate({ response_format });
     }
     said.streamed = await streamed({ prompt: `fake:then=until=${go}` }, () => writeFileSync(go, ""));
-    said.streamed_diarized = await streamed({ response_format: "diarized_json" });
+    said.streamed_diarized = await streamed({
+        model: "gpt-4o-transcribe-diarize",
+        response_format: "diarized_json",
+        chunking_strategy: "auto",
+    });
     said.models = (await client.models.list()).data.map((model) => model.id);
     said.model = (await client.models.retrieve("whisper-1")).id;
     said.refused = {

@@ -13,6 +13,7 @@ from standardwebhooks.webhooks import Webhook
 
 from gpu_daemon.client import NO_ANSWER, BadSignature, GpuDaemonClientError, JobEvent, Retries, verify_callback
 from gpu_daemon.client.calls import Ask, Call, Calls, EventReader, Pause, retry_after_s
+from gpu_daemon.client.upload import arguments
 
 SECRET = "whsec_" + "c2VjcmV0" * 6
 ACCEPTED = {"job_id": "7"}
@@ -73,6 +74,24 @@ def test_fields_are_sent_as_the_form_has_them() -> None:
         "timestamp_granularities[]": ["word", "segment"],
         "prompt": ["é"],
     }
+
+
+def test_voices_that_are_known_come_as_files_and_ask_who_speaks(tmp_path: Path) -> None:
+    (tmp_path / "ada.wav").write_bytes(b"RIFF")
+    (tmp_path / "eve").write_bytes(b"RIFF")
+    known: dict[str, Path | str] = {"Ada": tmp_path / "ada.wav", "Eve": str(tmp_path / "eve")}
+    _, (ask,), _ = drive(
+        calls().submit("https://example.org/a.mp3", {"num_speakers": 2}, None, known), [answer(202, ACCEPTED)]
+    )
+    assert ask.form == {"diarize": ["true"], "num_speakers": ["2"], "url": ["https://example.org/a.mp3"]}
+    with arguments(ask) as given:
+        voices = [(name, value) for name, (_, value) in given["files"] if name.startswith("known")]
+    assert voices == [
+        ("known_speaker_names[]", "Ada"),
+        ("known_speaker_references[]", "data:audio/x-wav;base64,UklGRg=="),
+        ("known_speaker_names[]", "Eve"),
+        ("known_speaker_references[]", "data:application/octet-stream;base64,UklGRg=="),
+    ]
 
 
 def test_retry_after_is_obeyed() -> None:

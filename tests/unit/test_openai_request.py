@@ -41,6 +41,19 @@ def read(fields: dict[str, list[str]], task: Task = Task.TRANSCRIBE) -> tuple[di
         (SERVER_VAD, {"vad_filter": ["true"]}),
         (SERVER_VAD | {"vad_filter": ["false"]}, {"vad_filter": ["false"]}),
         ({"chunking_strategy": [json.dumps({"type": "server_vad"})]}, {"vad_filter": ["true"]}),
+        ({"response_format": ["diarized_json"]}, {"diarize": ["true"]}),
+        ({"response_format": ["diarized_json"], "diarize": ["false"]}, {"diarize": ["false"]}),
+        ({"response_format": ["diarized_json"], "channel_mode": ["split"]}, {"channel_mode": ["split"]}),
+        ({"model": ["gpt-4o-transcribe-diarize"]}, {"diarize": ["true"]}),
+        (
+            {"model": ["gpt-4o-transcribe-diarize-2025-10-15"], "hf_token": ["x"]},
+            {"diarize": ["true"], "hf_token": ["x"]},
+        ),
+        (
+            {"known_speaker_names[]": ["Ada"], "known_speaker_references[]": ["data:"]},
+            {"known_speaker_names": ["Ada"], "known_speaker_references": ["data:"], "diarize": ["true"]},
+        ),
+        ({"diarize": ["true"], "num_speakers": ["2"]}, {"diarize": ["true"], "num_speakers": ["2"]}),
         ({"priority": ["3"], "wait": ["true"], "n": ["2"]}, {"priority": ["3"]}),
     ],
 )
@@ -74,7 +87,7 @@ def test_what_is_wanted() -> None:
         {"chunking_strategy[type]": ["other"]},
         SERVER_VAD | {"chunking_strategy[silence_duration_ms]": ["-1"]},
         SERVER_VAD | {"chunking_strategy[threshold]": ["nan"]},
-        {"known_speaker_references[]": ["data:audio/wav;base64,eA=="]},
+        {"task": ["diarize"]},
         {"include": ["everything"]},
         {"max_line_width": ["0"]},
         {"stream": ["maybe"]},

@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -84,6 +85,12 @@ def test_on_a_terminal_there_are_bars() -> None:
         (job("processing"), "processing"),
         (job("cancelled"), "cancelled"),
         (job("failed", error_message="the audio has no sound"), "failed: the audio has no sound"),
+        (job("processing", stage="diarizing"), "diarizing"),
+        (
+            replace(job("completed"), json={"result": {"diarization": {"error": "the pipeline is gated"}}}),
+            "completed, without speakers: the pipeline is gated",
+        ),
+        (replace(job("completed"), json={"result": {"diarization": None}}), "completed"),
     ],
 )
 def test_a_job_in_words(seen: JobView, said: str) -> None:

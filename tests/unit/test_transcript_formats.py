@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpu_daemon.transcript.cues import CueOptions, have_words
 from gpu_daemon.transcript.formats import Format, parse_result, render
-from gpu_daemon.transcript.model import Segment, Transcript, Word
+from gpu_daemon.transcript.model import Diarization, Segment, Transcript, Word
 
 
 def segment(id_: int, start: float, end: float, text: str, *words: tuple[str, float, float]) -> Segment:
@@ -157,6 +157,28 @@ def test_a_speaker_whose_name_is_known_keeps_it() -> None:
     names = [one["speaker"] for one in json.loads(render(Format.DIARIZED_JSON, many))["segments"]]
     assert (names[0], names[1], names[26], names[27], names[28]) == ("Anna <a>", "A", "Z", "AA", "AB")
     assert "<v Anna &lt;a&gt;>one" in render(Format.VTT, many)
+
+
+def test_nobody_gets_the_letter_that_somebody_is_called() -> None:
+    names = [
+        one["speaker"]
+        for one in json.loads(
+            render(Format.DIARIZED_JSON, talk(("SPEAKER_01", " x"), ("A", " x"), ("SPEAKER_00", " x"), ("C", " x")))
+        )["segments"]
+    ]
+    assert names == ["B", "A", "D", "C"]
+    arrow = render(Format.SRT, talk(("a --> b", " x")))
+    assert arrow.count("-->") == 1
+
+
+def test_why_nobody_knows_who_speaks_is_said_where_it_was_asked() -> None:
+    failed = Diarization(model="demo", error="the pipeline is gated", error_code="pipeline_gated")
+    said = json.loads(render(Format.DIARIZED_JSON, DIALOGUE.model_copy(update={"diarization": failed})))
+    assert said["diarization"] == {"error": "the pipeline is gated", "error_code": "pipeline_gated"}
+    found = json.loads(
+        render(Format.DIARIZED_JSON, DIALOGUE.model_copy(update={"diarization": Diarization(model="x")}))
+    )
+    assert "diarization" not in found
 
 
 def test_a_cue_is_one_speakers() -> None:

@@ -1,16 +1,16 @@
 """Transcription and diarization for one client at a time, in the words of the ROCm service."""
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from gpu_daemon.api.access import Client, RequireKey
+from gpu_daemon.api.access import Client
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.documents import form
 from gpu_daemon.api.errors import MEANINGS, JobFailed, Refusal, refusal
@@ -20,13 +20,15 @@ from gpu_daemon.api.intake import Fields
 from gpu_daemon.api.schemas import Body, Health, RunningJob
 from gpu_daemon.api.services.waiting import answer_when_completed
 from gpu_daemon.api.state import running_job
-from gpu_daemon.errors import GpuDaemonError, InvalidRequest
-from gpu_daemon.jobs.model import Job
+from gpu_daemon.errors import GpuDaemonError
+from gpu_daemon.jobs.model import Job, Task
+from gpu_daemon.transcript.formats import UNKNOWN_SPEAKER, parse_result
+from gpu_daemon.transcript.model import Segment
 
 BUSY = "Service occupé"
 SPEAKER_FIELDS = ("hf_token", "num_speakers", "min_speakers", "max_speakers")
 ONE_SPEAKER = "SPEAKER_00"
-"""Of every segment where nobody asked who speaks."""
+"""Of every segment where nobody asked who speaks, as there."""
 
 
 class RocmError(Body):
@@ -57,6 +59,7 @@ class Processed(Body):
     segments: list[SpokenPiece]
     transcription_segments: list[Piece]
     diarization_segments: list[Turn]
+    diarization_error: str | None = Field(description="why nobody knows who speaks; the transcript is whole")
 
 
 class Transcribed(Body):
@@ -92,10 +95,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 SUBMISSION_ERRORS = errors(400, 401, 408, 409, 413, 415, 429, 500, 503, 507)
-SPEAKERS: dict[str, dict[str, Any]] = {
-    "hf_token": {"type": "string", "description": "Not needed where nobody asks who speaks."},
-    "min_speakers": {"description": "Not looked at where nobody asks who speaks."},
-    "max_speakers": {"description": "Not looked at where nobody asks who speaks."},
+UNUSED: dict[str, dict[str, Any]] = {
+    name: {"description": "Not looked at where nobody asks who speaks."} for name in SPEAKER_FIELDS
 }
 
 shared = APIRouter(tags=["ROCm service"], route_class=_Route)
@@ -108,30 +109,29 @@ own = APIRouter(tags=["ROCm service"], route_class=_Route)
     summary="Transcribe, say who speaks, and answer with both",
     response_model=Processed,
     responses=SUBMISSION_ERRORS,
-    openapi_extra=form(
-        "Process", SPEAKERS | {"skip_diarization": {"type": "boolean", "enum": [True]}}, ["skip_diarization"]
-    ),
+    openapi_extra=form("Process", {"skip_diarization": {"type": "boolean", "default": False}}),
 )
 async def process(request: Request, client: Client) -> Response:
-    """Only with `skip_diarization=true` in this version: it cannot say yet who speaks."""
+    """A failure to tell who speaks costs nothing but that; with `skip_diarization=true` it is not tried."""
 
-    async def answer(_: Job, result: str) -> Response:
-        return JSONResponse(await asyncio.to_thread(_processed, result))
+    async def answer(job: Job, result: str) -> Response:
+        return JSONResponse(await asyncio.to_thread(_processed, result, diarized=job.options.diarize))
 
     return await answer_when_completed(request, client, answer, translate=_process_fields, refuse=_refused)
 
 
 @shared.post(
     "/diarize",
-    summary="Who speaks when; not in this version",
+    summary="Who speaks when, and not a word of what is said",
     response_model=Diarized,
-    dependencies=[RequireKey],
-    responses=errors(401, 501),
-    openapi_extra=form("Diarize", SPEAKERS),
+    responses=SUBMISSION_ERRORS,
+    openapi_extra=form("Diarize", {}),
 )
-async def diarize(request: Request) -> Response:
-    said = "diarization is not available in this version; POST /process with skip_diarization=true gives the transcript"
-    return await _refused(request, Refusal(status=501, message=said, code="not_supported"))
+async def diarize(request: Request, client: Client) -> Response:
+    async def answer(_: Job, result: str) -> Response:
+        return JSONResponse(await asyncio.to_thread(_diarized, result))
+
+    return await answer_when_completed(request, client, answer, translate=_diarize_fields, refuse=_refused)
 
 
 @own.post(
@@ -139,7 +139,7 @@ async def diarize(request: Request) -> Response:
     summary="Transcribe, and answer with the transcript",
     response_model=Transcribed,
     responses=SUBMISSION_ERRORS,
-    openapi_extra=form("RocmTranscribe", SPEAKERS),
+    openapi_extra=form("RocmTranscribe", UNUSED),
 )
 async def transcribe(request: Request, client: Client) -> Response:
     async def answer(_: Job, result: str) -> Response:
@@ -173,34 +173,39 @@ async def _refused(request: Request, refused: Refusal) -> Response:
 
 def _process_fields(fields: Fields, whole: bool) -> Fields:
     skips = flag(fields, "skip_diarization")
-    if whole and not skips:
-        raise InvalidRequest(
-            "diarization is not available in this version; send skip_diarization=true for the transcript alone",
-            code="not_supported",
-            param="skip_diarization",
-        )
-    return {name: values for name, values in _without_speakers(fields, whole).items() if name != "skip_diarization"}
+    ours = {name: values for name, values in fields.items() if name not in ("skip_diarization", "diarize")}
+    return _without_speakers(ours, whole) if skips else ours | {"diarize": ["true"]}
+
+
+def _diarize_fields(fields: Fields, _: bool) -> Fields:
+    return {**fields, "task": [Task.DIARIZE.value], "diarize": ["true"]}
 
 
 def _without_speakers(fields: Fields, _: bool) -> Fields:
     return {name: values for name, values in fields.items() if name not in SPEAKER_FIELDS}
 
 
-def _processed(stored: str) -> dict[str, Any]:
-    result = _transcribed(stored)
-    segments = result["segments"]
+def _processed(stored: str, *, diarized: bool) -> dict[str, Any]:
+    transcript = parse_result(stored)
+    nobody = UNKNOWN_SPEAKER if diarized else ONE_SPEAKER
+    heard = transcript.transcription_segments or transcript.segments
     return {
-        "text": result["text"],
-        "segments": [
-            {"start": each["start"], "end": each["end"], "speaker": ONE_SPEAKER, "text": each["text"]}
-            for each in segments
-        ],
-        "transcription_segments": segments,
-        "diarization_segments": [],
+        "text": transcript.text,
+        "segments": [_piece(segment) | {"speaker": segment.speaker or nobody} for segment in transcript.segments],
+        "transcription_segments": [_piece(segment) for segment in heard],
+        "diarization_segments": [turn.model_dump() for turn in transcript.diarization_segments],
+        "diarization_error": None if transcript.diarization is None else transcript.diarization.error,
     }
 
 
+def _diarized(stored: str) -> dict[str, Any]:
+    return {"segments": [turn.model_dump() for turn in parse_result(stored).diarization_segments]}
+
+
 def _transcribed(stored: str) -> dict[str, Any]:
-    result = json.loads(stored)
-    segments = [{name: each[name] for name in ("start", "end", "text")} for each in result["segments"]]
-    return {"text": result["text"], "segments": segments}
+    transcript = parse_result(stored)
+    return {"text": transcript.text, "segments": [_piece(segment) for segment in transcript.segments]}
+
+
+def _piece(segment: Segment) -> dict[str, Any]:
+    return {"start": segment.start, "end": segment.end, "text": segment.text}
