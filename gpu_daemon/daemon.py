@@ -85,13 +85,13 @@ class Daemon:
         parameters = await self._database()
         pool = await open_pool(parameters)
         self._parts.push_async_callback(pool.close)
-        lock = SingleDaemonLock(parameters)
+        hub, metrics = EventHub(), Metrics()
+        lock = SingleDaemonLock(parameters, hub)
         await lock.acquire()
         self._parts.push_async_callback(lock.release)
         for name in await migrate(pool, MIGRATIONS):
             log.info("database.migrated", migration=name)
 
-        hub, metrics = EventHub(), Metrics()
         jobs, callbacks = JobStore(pool), CallbackStore(pool)
         callback_policy, fetch_policy, secrets = _outgoing_settings(settings)
         outbox = Outbox(callbacks, hub, policy=callback_policy, secrets=secrets, metrics=metrics)

@@ -39,6 +39,7 @@ def tone(seconds: float = 1.0, rate_hz: int = 16_000) -> bytes:
 
 class ServedDaemon:
     def __init__(self, daemon: Daemon, settings: Settings) -> None:
+        self.daemon = daemon
         self.settings = settings
         self.url = daemon.url
         self.client = httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False)

@@ -53,6 +53,8 @@ SENTENCES: Mapping[str, tuple[Level, str]] = {
     "worker_resumed": ("info", "worker {about} takes jobs again"),
     "model_ready": ("info", "the model {about} is ready"),
     "model_failed": ("error", "the model {about} cannot be used"),
+    "pipeline_ready": ("info", "the diarization pipeline is ready"),
+    "pipeline_failed": ("error", "the diarization pipeline cannot be used"),
     "callback_dead": ("error", "the callback of {about} was given up"),
     "database_lost": ("error", "the database does not answer"),
     "database_back": ("info", "the database answers again"),

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -64,6 +64,7 @@ class Viewer:
         self._frames: deque[str] = deque()
         self._waiting = asyncio.Event()
         self._behind = False  # a snapshot comes next, whatever the frames say
+        self._seq = 0  # of the last that was sent, or will be
         self.resync()
 
     def resync(self) -> None:
@@ -71,26 +72,27 @@ class Viewer:
         self._behind = True
         self._waiting.set()
 
-    def offer(self, frame: str) -> None:
-        if self._behind:
+    def offer(self, seq: int, frame: str) -> None:
+        if self._behind or seq <= self._seq:
             return
         if len(self._frames) == MOST_FRAMES:
             self.resync()
         else:
+            self._seq = seq
             self._frames.append(frame)
             self._waiting.set()
 
-    async def frames(self) -> AsyncIterator[str]:
+    async def frames(self) -> AsyncGenerator[str]:
         """Without end. What is not taken in time is replaced by a newer snapshot."""
         while True:
             try:
                 async with asyncio.timeout(BEAT_S):
                     await self._waiting.wait()
             except TimeoutError:
-                yield f'{{"type":"beat","seq":{self._group.seq}}}'
+                yield f'{{"type":"beat","seq":{self._seq}}}'
                 continue
             if self._behind:
-                self._behind = False
+                self._behind, self._seq = False, self._group.seq
                 frame = self._group.snapshot
             else:
                 frame = self._frames.popleft()
@@ -125,9 +127,10 @@ class Group:
         """The delta to send; None: nothing has changed that matters."""
         compared = {name: AGES.sub("", text) if name in AGING else text for name, text in members.items()}
         changed = [name for name, text in compared.items() if self._compared.get(name) != text]
-        self.made_s, self._members, self._compared, self._document = now_s, members, compared, None
+        self.made_s, self._members, self._document = now_s, members, None
         if changed == [CARRIED] or not changed:
             return None
+        self._compared = compared
         self.seq += 1
         return f'{{"type":"delta","seq":{self.seq},"state":{_object({name: members[name] for name in changed})}}}'
 
@@ -232,8 +235,11 @@ class Live:
             if not group.viewers or clock.monotonic() - group.made_s < TICK_S:
                 continue
             delta = self._make(group, shared)
-            for number, viewer in enumerate(tuple(group.viewers) if delta is not None else (), start=1):
-                viewer.offer(delta or "")
+            if delta is None:
+                continue
+            seq = group.seq
+            for number, viewer in enumerate(tuple(group.viewers), start=1):
+                viewer.offer(seq, delta)
                 if number % SLICE == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(0)

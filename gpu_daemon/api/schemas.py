@@ -353,7 +353,8 @@ class JournalEvent(Body):
     level: Literal["info", "warning", "error"]
     kind: str = Field(
         description="job_failed, worker_restarted, worker_quarantined, worker_drained, worker_resumed, model_ready, "
-        "model_failed, callback_dead, database_lost, database_back, drained, resumed, out_of_memory or disk_low"
+        "model_failed, pipeline_ready, pipeline_failed, callback_dead, database_lost, database_back, drained, resumed, "
+        "out_of_memory or disk_low"
     )
     text: str
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from gpu_daemon import __version__, clock
 from gpu_daemon.api.access import own_ids
@@ -115,7 +116,7 @@ def dashboard_state(
             queued_ids=list(waiting.first.get(client, ())),
             running_ids=[job.id for job in running if _may_see(client, job)],
         ),
-        models=[model_view(model) for model in (*context.catalogue.statuses(), context.pipelines.status())],
+        models=[*map(model_view, context.catalogue.statuses()), _pipeline_view(context.pipelines.status())],
         callbacks=_callback_counts(stored.callbacks),
         events=[entry.seen_by(client) for entry in journal],
     )
@@ -206,6 +207,12 @@ def model_view(model: ModelStatus) -> ModelView:
         error=model.error,
         retry_at=clock.rfc3339(model.retry_at),
     )
+
+
+def _pipeline_view(pipeline: ModelStatus) -> ModelView:
+    """A directory of somebody's own by its last name: where it is is nobody's business."""
+    view = model_view(pipeline)
+    return view.model_copy(update={"name": Path(view.name).name}) if view.name[0] in "/~." else view
 
 
 def _callback_counts(counts: Counts | None) -> CallbackCounts:

@@ -162,6 +162,7 @@ class Outbox:
         if delay_s is None:
             await self._store.dead(delivery, tried)
             self._metrics.called_back("dead", tried.duration_s)
+            self._hub.publish("incident", delivery.job_id, what="callback_dead")
             log.error("callback.dead", error=answer.error, **about)
         else:
             await self._store.retry(delivery, tried, delay_s)

@@ -27,6 +27,7 @@ FIRST_RETRY_S, MOST_RETRY_S = 10.0, 600.0
 FOLLOW_AGAIN_S = 5.0
 START_PATIENCE_S = 10.0
 HOPELESS_RETRY_AFTER_S = 600
+INCIDENTS = {ModelState.READY: "model_ready", ModelState.FAILED: "model_failed"}
 USUAL_DEFAULT, DEMO = "base", "demo"
 SHOWN_CHARACTERS = 100
 
@@ -59,6 +60,7 @@ class Catalogue:
             slots=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
             delay_s=delay_s,
         )
+        self._published: dict[str, ModelState] = {}
         self._following: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
 
@@ -203,6 +205,10 @@ class Catalogue:
 
     def _publish(self, supply: Supply) -> None:
         status = supply.status()
+        if self._published.get(status.name) is not status.state:
+            self._published[status.name] = status.state
+            if (what := INCIDENTS.get(status.state)) is not None:
+                self._hub.publish("incident", status.name, what=what)
         self._hub.publish(
             "model",
             status.name,

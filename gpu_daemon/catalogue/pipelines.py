@@ -175,6 +175,7 @@ class Pipelines:
             except JobError as error:
                 failures += 1
                 delay_s = self._delay_s(failures)
+                self._events.publish("incident", "pipeline", what="pipeline_failed")
                 log.warning("pipeline.not_ready", pipeline=self.name, reason=error.message, retry_in_s=delay_s)
                 self._rest(ModelState.FAILED, error.message, clock.now() + timedelta(seconds=delay_s))
                 with contextlib.suppress(TimeoutError):
@@ -246,6 +247,7 @@ class Pipelines:
     def _arrived(self, checked: Checked) -> None:
         self._checked = checked
         self._done_bytes = self._all_bytes = checked.size_bytes
+        self._events.publish("incident", "pipeline", what="pipeline_ready")
         log.info("pipeline.ready", pipeline=self.name, directory=str(checked.spec.directory))
         self._resting = (ModelState.READY, None, None)
         self._came.set()

@@ -10,6 +10,7 @@ import asyncpg
 
 from gpu_daemon import clock
 from gpu_daemon.errors import StartupError
+from gpu_daemon.events import EventHub
 from gpu_daemon.jobs.retry import backoff_s
 from gpu_daemon.logs import log
 
@@ -104,8 +105,9 @@ async def answers(pool: Pool, timeout_s: float = 2.0) -> bool:
 class SingleDaemonLock:
     """Held on a connection of its own while the daemon lives: two daemons on one database would run jobs twice."""
 
-    def __init__(self, parameters: ConnectionParameters) -> None:
+    def __init__(self, parameters: ConnectionParameters, hub: EventHub) -> None:
         self._parameters = parameters
+        self._hub = hub
         self._connection: Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -141,10 +143,13 @@ class SingleDaemonLock:
             if self._connection is not None and await _holds(self._connection):
                 continue
             if self._connection is not None:
+                self._hub.publish("incident", "database", what="database_lost")
                 log.warning("database.lock_lost", reason="the connection that held it is gone")
                 await self._drop()
             try:
-                if not await self._taken():
+                if await self._taken():
+                    self._hub.publish("incident", "database", what="database_back")
+                else:
                     log.error("database.lock_taken", reason="another daemon has started on this database")
                     await asyncio.sleep(LOCK_RETRY_S)
             except (StartupError, *AWAY, asyncpg.PostgresError) as error:

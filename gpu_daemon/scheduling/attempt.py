@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
 from gpu_daemon.engine.base import NoPipeline, PipelineSpec, SpeakerRequest
-from gpu_daemon.errors import DiskFull, GpuDaemonError, JobCancelled, JobError
+from gpu_daemon.errors import DiskFull, GpuDaemonError, JobCancelled, JobError, NoRoom
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
@@ -251,6 +251,8 @@ class Attempt:
         job, claim, means = self.job, self._claim, self._means
         if error.code == DiskFull.code and not self._cancel.is_set():
             return await self._wait_for_room(error)
+        if error.code == NoRoom.code:
+            means.hub.publish("incident", str(means.worker_index), what="out_of_memory")
         means.turn.over(job.id, duration_s=None)
         if isinstance(error, JobCancelled) or self._cancel.is_set():
             reach(FaultPoint.CANCELLED_STOPPED)
@@ -263,10 +265,14 @@ class Attempt:
             return JobState.QUEUED if requeued else None
         log.error("job.failed", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
         failed = await means.recorder.record(job.id, lambda: means.jobs.fail(claim, error.code, error.message))
-        return JobState.FAILED if failed else None
+        if not failed:
+            return None
+        means.hub.publish("incident", job.id, what="job_failed", code=error.code, client=job.client)
+        return JobState.FAILED
 
     async def _wait_for_room(self, error: GpuDaemonError) -> JobState | None:
         """No job's fault, and no other would be decoded either: it is tried again later, uncharged."""
+        self._means.hub.publish("incident", "disk", what="disk_low")
         log.error("job.waits_for_disk", job_id=self.job.id, error=error.message, retry_in_s=DISK_FULL_PAUSE_S)
         state = await self._give_back()
         await asyncio.sleep(DISK_FULL_PAUSE_S)

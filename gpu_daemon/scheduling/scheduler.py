@@ -14,7 +14,7 @@ from gpu_daemon.audio.fetch import Fetcher, FetchLimits
 from gpu_daemon.blocking import Gathered
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
-from gpu_daemon.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
+from gpu_daemon.errors import Conflict, DiskFull, NotFound, OutcomeUnknown, Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
@@ -165,7 +165,11 @@ class Scheduler:
         check_size(self._settings, size_bytes)
         queued = len(self._queue)
         check_queue(self._settings, queued, None if queued < self._settings.max_queue else self._wait_behind(queued))
-        check_disk(self._settings, size_bytes)
+        try:
+            check_disk(self._settings, size_bytes)
+        except DiskFull:
+            self._hub.publish("incident", "disk", what="disk_low")
+            raise
 
     async def submit(
         self,
@@ -286,6 +290,7 @@ class Scheduler:
     def drain_all(self) -> None:
         """Refuse new jobs and finish those that wait or run, until `resume_all`."""
         self._draining = True
+        self._hub.publish("incident", "daemon", what="drained")
         log.info("daemon.drained", queued=len(self._queue), running=len(self.running_ids()))
 
     def resume_all(self) -> None:
@@ -293,6 +298,7 @@ class Scheduler:
         if self._stopping:
             raise Conflict("the daemon is stopping", code="wrong_state")
         self._draining = False
+        self._hub.publish("incident", "daemon", what="resumed")
         log.info("daemon.resumed")
 
     def worker(self, index: int) -> Worker:
@@ -534,6 +540,9 @@ class Scheduler:
                     self.give_back(job)
                     raise
                 if failed:
+                    self._hub.publish(
+                        "incident", job.id, what="job_failed", code="model_unavailable", client=job.client
+                    )
                     await self._announce_end(job.id, JobState.FAILED)
 
     def _go_on(self) -> None:

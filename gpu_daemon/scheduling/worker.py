@@ -39,6 +39,7 @@ OUT_OF_MEMORY = "gpu_oom"
 STILL_S = 15.0
 """A runner that has jobs and says nothing of them for so long gets no others: it may hang."""
 LOOK_AGAIN_S = 1.0
+INCIDENTS = {WorkerState.RESTARTING: "worker_restarted", WorkerState.QUARANTINED: "worker_quarantined"}
 
 
 class JobSource(Protocol):
@@ -232,12 +233,14 @@ class Worker:
         """Finish the jobs that run and take no other; the runner and its models stay."""
         self._duty.drain()
         self._look_again()
+        self._hub.publish("incident", str(self.index), what="worker_drained")
         log.info("worker.drained", worker=self.index, jobs=self.job_ids)
 
     def resume(self) -> None:
         """Take jobs again. Raises Conflict while a runner that was killed still hangs in its driver."""
         self._supervisor.resume()
         self._look_again()
+        self._hub.publish("incident", str(self.index), what="worker_resumed")
         log.info("worker.resumed", worker=self.index)
 
     async def unload(self) -> None:
@@ -440,6 +443,8 @@ class Worker:
             if state is WorkerState.QUARANTINED:
                 self._means.metrics.quarantined(self.index)
             self._hub.publish("worker", str(self.index), state=state, error=self._supervisor.error)
+            if (what := INCIDENTS.get(state)) is not None:
+                self._hub.publish("incident", str(self.index), what=what)
 
 
 def runs_alone(job: Waiting, preparer: Preparer) -> bool:

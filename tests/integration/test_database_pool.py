@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from gpu_daemon.database import pool as pool_module
 from gpu_daemon.database.pool import ConnectionParameters, Pool, SingleDaemonLock, answers, connect, open_pool
 from gpu_daemon.errors import StartupError
+from gpu_daemon.events import EventHub
 from tests.relay import Relay
 
 
@@ -58,7 +59,7 @@ async def test_answers(database: ConnectionParameters, pool: Pool) -> None:
 
 async def test_one_daemon_at_a_time(database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LOCK_TRIES", 2)
-    first, second = SingleDaemonLock(database), SingleDaemonLock(database)
+    first, second = SingleDaemonLock(database, EventHub()), SingleDaemonLock(database, EventHub())
     await second.release()
     await first.acquire()
     with pytest.raises(StartupError, match="another daemon works on this database"):
@@ -70,7 +71,7 @@ async def test_one_daemon_at_a_time(database: ConnectionParameters, monkeypatch:
 
 
 async def test_the_lock_is_taken_again_when_its_connection_is_lost(database: ConnectionParameters, pool: Pool) -> None:
-    lock = SingleDaemonLock(database)
+    lock = SingleDaemonLock(database, EventHub())
     await lock.acquire()
     with capture_logs() as logs:
         (holder,) = await lock_holders(pool)
