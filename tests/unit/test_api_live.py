@@ -11,11 +11,20 @@ from gpu_daemon.jobs.state import Stage
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.status import Live
 
+SPANS = {Stage.LOADING: (5.0, 10.0), Stage.TRANSCRIBING: (10.0, 90.0)}
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 
 
 def live(stage: Stage, progress: float, moved_s: float) -> Live:
-    return Live(stage=stage, progress=progress, worker_index=0, attempt=1, stage_since_s=100.0, moved_s=moved_s)
+    return Live(
+        stage=stage,
+        span=SPANS[stage],
+        progress=progress,
+        worker_index=0,
+        attempt=1,
+        stage_since_s=100.0,
+        moved_s=moved_s,
+    )
 
 
 def test_how_fast_a_job_is_and_how_long_it_will_take() -> None:
