@@ -112,7 +112,11 @@ class Intake:
             job = await self._context.jobs.alike(new) if rejoin else None
             if job is None:
                 job = await self._context.scheduler.submit(
-                    new, idempotency, reuse_result=submission.reuse_result, audio=audio
+                    new,
+                    idempotency,
+                    reuse_result=submission.reuse_result,
+                    audio=audio,
+                    hf_token=submission.hf_token,
                 )
         except OutcomeUnknown:
             raise  # the row may have been committed, here as when we are cancelled: the files stay until that is known

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from pydantic import SecretStr
-
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
-from gpu_daemon.engine.base import NoPipeline, PipelineSpec, SpeakerRequest
+from gpu_daemon.engine.base import NoPipeline, SpeakerRequest
 from gpu_daemon.errors import DiskFull, GpuDaemonError, JobCancelled, JobError, NoRoom
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -24,6 +22,7 @@ from gpu_daemon.metrics import Metrics
 from gpu_daemon.runner.process import Completed, Runner
 from gpu_daemon.runner.protocol import Run
 from gpu_daemon.scheduling.limits import run_within_limits
+from gpu_daemon.scheduling.pipeline_needs import PipelineNeeds
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.recording import Recorder, result_of
@@ -62,19 +61,6 @@ class Turn(Protocol):
         """Another job may come in its place. `duration_s`: of the audio that was done; None: it was not."""
 
 
-class PipelineSource(Protocol):
-    """What finds out who speaks, as a directory on this machine."""
-
-    name: str
-
-    @property
-    def ready(self) -> PipelineSpec | None:
-        """What is here already."""
-
-    async def spec(self, token: SecretStr | None) -> PipelineSpec:
-        """Fetched if need be. Raises JobError."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Means:
     """What the attempts of one worker work with."""
@@ -87,7 +73,7 @@ class Means:
     jobs: JobStore
     catalogue: Catalogue
     preparer: Preparer
-    pipelines: PipelineSource
+    pipelines: PipelineNeeds
     recorder: Recorder
     hub: EventHub
     telemetry: Telemetry
@@ -192,7 +178,7 @@ class Attempt:
         """Raises JobError when without a pipeline there is nothing to do."""
         options, pipelines = self.job.options, self._means.pipelines
         try:
-            pipeline = await pipelines.spec(None)
+            pipeline = await pipelines.spec(self.job.id)
             voices = await self._means.preparer.voices(self.job)
         except JobError as error:
             if options.task is Task.DIARIZE:

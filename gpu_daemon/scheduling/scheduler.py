@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from pydantic import SecretStr
+
 from gpu_daemon import clock
 from gpu_daemon.audio.decode import Decoded
 from gpu_daemon.audio.fetch import Fetcher, FetchLimits
 from gpu_daemon.blocking import Gathered
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.catalogue.catalogue import Catalogue, ModelState
+from gpu_daemon.catalogue.pipelines import Pipelines
 from gpu_daemon.errors import Conflict, DiskFull, NotFound, OutcomeUnknown, Unavailable
 from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -27,10 +30,10 @@ from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.admission import check_disk, check_queue, check_size
-from gpu_daemon.scheduling.attempt import PipelineSource
 from gpu_daemon.scheduling.dispatch import Dispatch
 from gpu_daemon.scheduling.estimate import FreeS, Paces, Waits
 from gpu_daemon.scheduling.fetching import SourceFetcher
+from gpu_daemon.scheduling.pipeline_needs import PipelineNeeds
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import JobQueue, Waiting
 from gpu_daemon.scheduling.readiness import Readiness, of_models, of_workers
@@ -54,7 +57,7 @@ class Scheduler:
         jobs: JobStore,
         catalogue: Catalogue,
         outbox: Outbox,
-        pipelines: PipelineSource,
+        pipelines: Pipelines,
         hub: EventHub,
         fetch_policy: AddressPolicy,
         telemetry: Telemetry,
@@ -64,7 +67,7 @@ class Scheduler:
         self._jobs = jobs
         self._catalogue = catalogue
         self._outbox = outbox
-        self._pipelines = pipelines
+        self._pipelines = PipelineNeeds(pipelines, self._go_on)
         self._hub = hub
         self._metrics = metrics
         self._queue = JobQueue(affinity_wait_s=settings.affinity_max_wait_s)
@@ -99,7 +102,7 @@ class Scheduler:
                 jobs=jobs,
                 catalogue=catalogue,
                 preparer=self._preparer,
-                pipelines=pipelines,
+                pipelines=self._pipelines,
                 source=self,
                 hub=hub,
                 telemetry=telemetry,
@@ -123,6 +126,8 @@ class Scheduler:
         for job in await recover(self._jobs, self._settings):
             self._queue.push(Waiting.of(job))
             self._open.add(job.id)
+            if job.options.diarize:
+                self._pipelines.begin(job.id)
         self._outbox.wake()  # recovery may have ended some
         self._started = True
         self._look_ahead()
@@ -156,6 +161,7 @@ class Scheduler:
             if isinstance(outcome, Exception):
                 log.error("scheduler.task_failed", error=repr(outcome))
         await self._preparer.stop()
+        await self._pipelines.stop()
 
     # What the API asks for.
 
@@ -178,8 +184,10 @@ class Scheduler:
         *,
         reuse_result: bool = False,
         audio: Decoded | None = None,
+        hf_token: SecretStr | None = None,
     ) -> Job:
         """Its files are synced already. `audio`: what the engine is to hear, if nothing is to be prepared.
+        `hf_token`: for the fetch of the pipeline, in memory alone; a job that outlives the daemon goes on without.
 
         When this returns the job cannot be lost; it has another id than `new` when the
         client's key has made one before. Raises Conflict, Unavailable.
@@ -190,7 +198,7 @@ class Scheduler:
         try:
             job = await self._jobs.insert(new, idempotency, model_sha256=source)
         except OutcomeUnknown:
-            settling = asyncio.create_task(self._settle(new.id), name=f"settle {new.id}")
+            settling = asyncio.create_task(self._settle(new.id, hf_token), name=f"settle {new.id}")
             self._settling.add(settling)
             settling.add_done_callback(self._settling.discard)
             raise
@@ -201,7 +209,7 @@ class Scheduler:
             done = await self._reused(job, job.earlier_result, source)
             if done is not None:
                 return done
-        self._enter(job, audio)
+        self._enter(job, audio, hf_token)
         return job
 
     async def cancel(self, job_id: JobId) -> Job:
@@ -321,8 +329,8 @@ class Scheduler:
         return None if wait_s is None or pace is None else wait_s + pace.expected_s(job.duration_s)
 
     def is_fetching(self, job_id: JobId) -> bool:
-        """It waits for the server of its `url`."""
-        return self._preparer.is_fetching(job_id)
+        """It waits for the server of its `url`, or for the pipeline that tells who speaks."""
+        return self._preparer.is_fetching(job_id) or self._pipelines.is_fetching(job_id)
 
     def live(self, job_id: JobId) -> Live | None:
         return next((live for worker in self._workers if (live := worker.live(job_id)) is not None), None)
@@ -403,7 +411,9 @@ class Scheduler:
             state = JobState.CANCELLED
         if state is JobState.QUEUED:
             self.give_back(Waiting.of(job))
-        elif state is not None:
+        elif state is None:
+            self._pipelines.forget(job.id)
+        else:
             await self._announce_end(job.id, state, result, owes_callback=job.callback_url is not None)
 
     # Inside.
@@ -437,13 +447,13 @@ class Scheduler:
         return f"waiting: {queued}, running: {running}" if queued or running else "nothing waits or runs any more"
 
     def _take_for(self, worker_index: int) -> Waiting | None:
-        """Jobs without their file wait for it, and those without their model."""
+        """Jobs without their file wait for it, and those without their model or their pipeline."""
         usable: dict[str, bool] = {}  # by model: queues are long
 
         def can_run(job: Waiting) -> bool:
             if job.model not in usable:
                 usable[job.model] = self._catalogue.spec(job.model) is not None
-            return usable[job.model] and self._preparer.has_file(job)
+            return usable[job.model] and self._preparer.has_file(job) and not self._pipelines.is_fetching(job.id)
 
         return self._dispatch.take(
             self._workers[worker_index],
@@ -464,12 +474,14 @@ class Scheduler:
         except Unavailable:
             return None
 
-    def _enter(self, job: Job, audio: Decoded | None = None) -> None:
+    def _enter(self, job: Job, audio: Decoded | None = None, hf_token: SecretStr | None = None) -> None:
+        if job.options.diarize:
+            self._pipelines.begin(job.id, hf_token)
         self._queue.push(Waiting.of(job, audio))
         self._open.add(job.id)
         self._queued(job.id)
 
-    async def _settle(self, job_id: JobId) -> None:
+    async def _settle(self, job_id: JobId, hf_token: SecretStr | None) -> None:
         """Was it stored after all? Its client does not know either: the job runs if it was, its files go if not."""
         failures = 0
         while True:
@@ -483,7 +495,7 @@ class Scheduler:
             if job is None:
                 await remove_files(self._settings.jobs_dir, job_id)
             else:
-                self._enter(job)
+                self._enter(job, hf_token=hf_token)
             return
 
     def _queued(self, job_id: JobId) -> None:
@@ -496,6 +508,7 @@ class Scheduler:
     ) -> None:
         self._open.discard(job_id)
         self._metrics.job_ended(state.value)
+        self._pipelines.forget(job_id)
         for coming in self._waiting_for_result.get(job_id, ()):
             if not coming.done():
                 coming.set_result(result)

@@ -22,10 +22,11 @@ from gpu_daemon.jobs.state import JobState
 from gpu_daemon.logs import log
 from gpu_daemon.metrics import Metrics
 from gpu_daemon.runner.process import Runner
-from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner, PipelineSource
+from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner
 from gpu_daemon.scheduling.duty import Duty
 from gpu_daemon.scheduling.estimate import DeviceTime, Paces
 from gpu_daemon.scheduling.limits import StalledJob
+from gpu_daemon.scheduling.pipeline_needs import PipelineNeeds
 from gpu_daemon.scheduling.preparation import Preparer
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.recording import Recorder
@@ -87,7 +88,7 @@ class Worker:
         jobs: JobStore,
         catalogue: Catalogue,
         preparer: Preparer,
-        pipelines: PipelineSource,
+        pipelines: PipelineNeeds,
         source: JobSource,
         hub: EventHub,
         telemetry: Telemetry,
@@ -395,6 +396,7 @@ class Worker:
             await self._source.ended(place.attempt.job, state, place.attempt.result)
         elif claimed:
             await self._preparer.discard(waiting.id)  # somebody else has moved it
+            self._means.pipelines.forget(waiting.id)
         else:
             self._claim_failed = True
             self._source.give_back(waiting)
