@@ -45,12 +45,7 @@ export function showHistory({ queue }) {
 const load = trying(async () => {
   askedAt = performance.now();
   const window = chosen;
-  let buckets = [];
-  try {
-    ({ buckets } = await ask(`/dashboard/history?window=${window}`));
-  } catch (error) {
-    if (error.status !== 404) throw error;
-  }
+  const { buckets } = await ask(`/dashboard/history?window=${window}`);
   if (window === chosen) render(buckets);
 });
 
