@@ -41,7 +41,7 @@ export function showJobs(state) {
 }
 
 function models(known) {
-  const names = known.map(({ name }) => name);
+  const names = known.filter(({ source }) => source !== "pipeline").map(({ name }) => name);
   const select = element("by-model");
   rows(select, ["", ...names], (name) => name, (name) => ({ node: h("option", { value: name }, name || "all"), fill() {} }));
 }

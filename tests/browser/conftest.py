@@ -1,4 +1,4 @@
-"""One browser and one real daemon with the demo model for a module; a page of its own for each test."""
+"""One browser and one real daemon for a module, with the demo model and a fake that says who speaks; a page per test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +15,7 @@ from tests.conftest import fresh_database
 from tests.running import ONE_AT_A_TIME, RunningDaemon, running_daemon
 from tests.serving import CHROMIUM
 
+FAKE_DIARIZER = {"GPU_DAEMON_DIARIZER": "tests.fake_diarizer:create"}
 LAPTOP = {"width": 1360, "height": 900}
 
 
@@ -46,10 +47,12 @@ class Visit:
 async def daemon(
     postgres: ConnectionParameters, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningDaemon]:
-    async with (
-        fresh_database(postgres) as database,
-        running_daemon(tmp_path_factory.mktemp("browser"), database, **ONE_AT_A_TIME) as daemon,
-    ):
+    directory = tmp_path_factory.mktemp("browser")
+    pipeline = directory / "pipeline"
+    pipeline.mkdir()
+    (pipeline / "config.yaml").write_text("pipeline: {}")
+    settings = ONE_AT_A_TIME | FAKE_DIARIZER | {"DIARIZATION_MODEL": str(pipeline)}
+    async with fresh_database(postgres) as database, running_daemon(directory, database, **settings) as daemon:
         yield daemon
 
 

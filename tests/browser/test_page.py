@@ -27,6 +27,7 @@ PHONE = {"width": 390, "height": 844}
 SLOW_MS = 60_000
 """For what the daemon does; the machine may be busy."""
 EVIL = '<img src=x onerror="globalThis.pwned=1"><script>globalThis.pwned=1</script>'
+COLOURS = "lines => lines.map((line) => getComputedStyle(line).borderLeftColor)"
 SEEN = """() => {
   globalThis.seen = [];
   new MutationObserver(() => {
@@ -60,12 +61,18 @@ async def test_a_recording_is_dropped_watched_read_and_downloaded(visit: Visit, 
     await page.evaluate(SEEN)
     await page.set_input_files("#file", SAMPLE)
     await page.select_option("#try-model", "demo")
+    await page.get_by_label("Who speaks when").check()
     await page.get_by_role("button", name="Transcribe").click()
     await expect(page.locator("#try-job .chip")).to_have_text("completed", timeout=SLOW_MS)
     seen = await page.evaluate("seen")
     assert seen == sorted(seen)
     assert len(set(seen)) > 1, "it was seen to move"
-    await expect(page.locator("#try-job .transcript li").first).to_contain_text("The red window follows")
+    lines = page.locator("#try-job .transcript li")
+    await expect(lines.first).to_contain_text(TRUTH.read_text().split(".")[0])
+    speakers = await lines.evaluate_all("lines => lines.map((line) => line.dataset.speaker)")
+    pairs = set(zip(speakers, await lines.evaluate_all(COLOURS), strict=True))
+    assert {speaker for speaker, _ in pairs} == {"SPEAKER_00", "SPEAKER_01"}
+    assert len(pairs) == len({colour for _, colour in pairs}) == 2, "each has a colour"
 
     async with page.expect_download() as downloading:
         await page.get_by_role("button", name="Download as srt").click()
@@ -235,12 +242,9 @@ async def test_each_speaker_has_a_colour(visit: Visit) -> None:
     await opened(visit, f"/#/jobs/{talk['job_id']}")
     lines = visit.page.locator("#drawer .transcript li")
     await expect(lines).to_have_count(len(made.SAID))
-    colours = await lines.evaluate_all("lines => lines.map((line) => getComputedStyle(line).borderLeftColor)")
-    by_speaker: dict[str, set[str]] = {}
-    for (speaker, _), colour in zip(made.SAID, colours, strict=True):
-        by_speaker.setdefault(speaker, set()).add(colour)
-    assert [len(colours) for colours in by_speaker.values()] == [1, 1]
-    assert len(set(colours)) == len(by_speaker)
+    colours = await lines.evaluate_all(COLOURS)
+    pairs = set(zip((speaker for speaker, _ in made.SAID), colours, strict=True))
+    assert len(pairs) == len(set(colours)) == 2
     assert await visit.page.locator("#drawer .who").all_inner_texts() == ["Anna", "Boris", "Anna"]
 
 
