@@ -16,9 +16,10 @@ const GPU_TILES = [
 ];
 const HOST_TILES = [
   ["Processor", 100, ({ host }) => [host.cpu_percent, figure(host.cpu_percent, "%")]],
-  ["Memory", 100, ({ host }) => [share(host.memory_used_mb, host.memory_total_mb), `${memory(host.memory_used_mb)} / ${memory(host.memory_total_mb)}`]],
+  ["Memory", 100, ({ host }) => [share(host.memory_used_mb, host.memory_total_mb), `${number(gigabytes(host.memory_used_mb), 1)} / ${figure(gigabytes(host.memory_total_mb), "GB")}`]],
 ];
 
+const gigabytes = (mb) => (known(mb) ? mb / 1024 : null);
 const share = (used, total) => (known(used) && total ? (100 * used) / total : null);
 const nameOf = ({ device }) => `${device.kind === "cpu" ? "CPU" : "GPU"} ${device.index}`;
 

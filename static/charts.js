@@ -139,7 +139,7 @@ function line({ label, ink, bars, dash }) {
     stroke: () => colour(ink),
     fill: bars ? () => colour(ink) : undefined,
     paths: bars ? uPlot.paths.bars({ size: [0.7, 24] }) : undefined,
-    points: { show: false },
+    points: { show: !bars, size: 4, fill: () => colour(ink) },
     width: bars ? 0 : 1.75,
     dash: dash ? [5, 4] : undefined,
     spanGaps: false,

@@ -84,7 +84,7 @@ function panel() {
   let job = null;
   const stop = button("Cancel", trying(() => cancel(job)), { hidden: true });
   const host = element("try-job");
-  host.replaceChildren(h("div", { class: "line" }, h("span", { class: "line start", role: "status" }, state, said), stop), progress, error, after, transcript.node);
+  host.replaceChildren(h("div", { class: "line" }, h("span", { class: "line start" }, h("span", { role: "status" }, state), said), stop), progress, error, after, transcript.node);
   host.hidden = false;
   mark(state, "uploading");
   return {

@@ -1,4 +1,4 @@
-"""One browser and one real daemon for a module, with the demo model and a fake that says who speaks; a page per test."""
+"""For a module one browser and one real daemon with the demo model and a fake that says who speaks; a page per test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -23,7 +23,7 @@ LOOPS = 120
 WATCHED_S = 75
 """How much the lines of the cards show."""
 SLOW_MS = 300_000
-SETTINGS = {"DEVICES": "cpu,cpu", "JOBS_PER_GPU": "2", "DIARIZATION_MODEL": "demo"}
+SETTINGS = {"DEVICES": "cpu,cpu", "JOBS_PER_GPU": "2", "DIARIZATION_MODEL": "demo", "DRAIN_TIMEOUT_S": "0"}
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 1180}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 1180}},
@@ -47,6 +47,7 @@ async def main() -> None:
                 for name in LONG:
                     await daemon.submit(await looped(Path(directory) / name))
                 await asyncio.sleep(WATCHED_S)
+                await pages["phone"].evaluate("document.getElementById('try').scrollIntoView()")
                 for name, page in pages.items():
                     await page.screenshot(path=ROOT / "docs" / f"page-{name}.png")
         finally:
