@@ -33,7 +33,9 @@ BUNDLED = Path(__file__).parent.parent / "demo" / "pipeline"
 SOURCE = "pipeline"
 FIRST_RETRY_S, MOST_RETRY_S = 10.0, 600.0
 PROGRESS_EVERY_S = 1.0
-NO_TOKEN = "it has not been downloaded: set HF_TOKEN, or send hf_token with a job"  # noqa: S105 - a sentence
+NO_TOKEN = (  # noqa: S105 - a sentence
+    "HF_TOKEN is not set: the first job that needs it fetches it, with its own hf_token if there are conditions"
+)
 
 _rng = random.SystemRandom()
 
