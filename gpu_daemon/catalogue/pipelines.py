@@ -33,7 +33,7 @@ BUNDLED = Path(__file__).parent.parent / "demo" / "pipeline"
 SOURCE = "pipeline"
 FIRST_RETRY_S, MOST_RETRY_S = 10.0, 600.0
 PROGRESS_EVERY_S = 1.0
-NO_TOKEN = (  # noqa: S105 - a sentence
+NOT_FETCHED = (
     "HF_TOKEN is not set: the first job that needs it fetches it, with its own hf_token if there are conditions"
 )
 
@@ -167,7 +167,7 @@ class Pipelines:
         """Until it is here, with whatever token."""
         if isinstance(self._source, HubPipeline) and self._token is None and await self._look() is None:
             if self._checked is None:
-                self._rest(ModelState.WAITING, NO_TOKEN)
+                self._rest(ModelState.WAITING, NOT_FETCHED)
             return
         failures = 0
         while self._checked is None:

@@ -3,7 +3,7 @@
 from gpu_daemon.catalogue.download import Downloader
 from gpu_daemon.catalogue.hub import PUBLIC, Hub
 from gpu_daemon.catalogue.hub_pipeline import HubPipeline
-from gpu_daemon.catalogue.pipelines import NO_TOKEN, source_of
+from gpu_daemon.catalogue.pipelines import NOT_FETCHED, source_of
 from gpu_daemon.doctor.finding import Finding, good, note
 from gpu_daemon.errors import JobError
 from gpu_daemon.settings import Settings
@@ -34,7 +34,7 @@ async def _finding(settings: Settings, hub: Hub) -> Finding:
     if settings.hf_token is None or not isinstance(source, HubPipeline):
         return note(
             SUBJECT,
-            f"{name} is not on the disk: {NO_TOKEN}",
+            f"{name} is not on the disk: {NOT_FETCHED}",
             f"look at {PUBLIC}/{name} for conditions, and set HF_TOKEN; or set DIARIZATION_MODEL=demo",
         )
     await source.ask(settings.hf_token)
