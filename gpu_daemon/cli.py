@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -18,7 +18,7 @@ from gpu_daemon.client import GpuDaemonClientError, WhisperClient
 from gpu_daemon.client.calls import is_url
 from gpu_daemon.client.views import job_view
 from gpu_daemon.errors import StartupError
-from gpu_daemon.terminal import JobDisplay, model_table
+from gpu_daemon.terminal import JobDisplay, SegmentLines, model_table
 from gpu_daemon.transcript.formats import Format
 
 INTERRUPTED = 130
@@ -152,20 +152,13 @@ def watch(
     """Follow a job to its end: its text as it is decoded, with its times; and once more with speakers, where they are
     known at the end only. The exit status is 1 unless it completes.
     """
-    printed = 0
-    named = False
+    lines = SegmentLines()
     status = ""
     with _daemon_at(url, api_key) as client, JobDisplay() as display:
         for event in client.events(job):
             if event.kind == "segments":
-                first, segments = event.json["first"], event.json["segments"]
-                if first < printed and not named and any(segment["speaker"] for segment in segments):
-                    _print("")
-                    printed = first
-                for segment in segments[max(0, printed - first) :]:
-                    named = named or segment["speaker"] is not None
-                    _print(_heard(segment))
-                printed = max(printed, first + len(segments))
+                for line in lines.of(event.json["first"], event.json["segments"]):
+                    _print(line)
             else:
                 status = event.json["status"]
                 display.job(event.json["file_name"], job_view(event.json))
@@ -279,16 +272,6 @@ class Written:
 def _print(transcript: str) -> None:
     sys.stdout.write(transcript if transcript.endswith("\n") else f"{transcript}\n")
     sys.stdout.flush()
-
-
-def _heard(segment: Mapping[str, Any]) -> str:
-    speaker = "" if segment["speaker"] is None else f"{segment['speaker']}: "
-    return f"[{_clock(segment['start'])} --> {_clock(segment['end'])}] {speaker}{segment['text'].strip()}"
-
-
-def _clock(time_s: float) -> str:
-    minutes, ms = divmod(round(time_s * 1000), 60_000)
-    return f"{minutes:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What people see while they wait: bars on a terminal, else a line per change. On stderr: stdout is for results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -94,6 +95,30 @@ def _doing(job: JobView) -> str:
             return f"completed, without speakers: {job.diarization_error}"
         case status, _:
             return status
+
+
+class SegmentLines:
+    """Segments as they are told, each once; and all once more, after a blank line, when their speakers are found."""
+
+    def __init__(self) -> None:
+        self._printed = 0
+        self._named = False
+
+    def of(self, first: int, segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """They replace what was told from number `first` on."""
+        if first < self._printed and not self._named and any(segment["speaker"] for segment in segments):
+            yield ""
+            self._printed = first
+        for segment in segments[max(0, self._printed - first) :]:
+            self._named = self._named or segment["speaker"] is not None
+            speaker = "" if segment["speaker"] is None else f"{segment['speaker']}: "
+            yield f"[{_clock(segment['start'])} --> {_clock(segment['end'])}] {speaker}{segment['text'].strip()}"
+        self._printed = max(self._printed, first + len(segments))
+
+
+def _clock(time_s: float) -> str:
+    minutes, ms = divmod(round(time_s * 1000), 60_000)
+    return f"{minutes:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
 
 
 def model_table(models: Iterable[ModelView]) -> Table:

@@ -7,6 +7,7 @@ from gpu_daemon.api.context import context_of
 from gpu_daemon.api.schemas import Alive, Health, Ready
 from gpu_daemon.api.state import health_reason, running_job
 from gpu_daemon.errors import DiskFull
+from gpu_daemon.runner.protocol import PIPELINE
 from gpu_daemon.scheduling.admission import check_disk
 
 router = APIRouter(tags=["health"])
@@ -20,6 +21,7 @@ async def health(request: Request) -> Health:
     readiness = health_reason(context)
     workers = context.scheduler.workers()
     gpus = [worker.device for worker in workers if worker.device.kind != "cpu"]
+    loaded = {name for worker in workers for name in worker.loaded}
     running = running_job(context, None)
     shown = running.busy and not context.settings.api_keys
     return Health(
@@ -31,7 +33,10 @@ async def health(request: Request) -> Health:
         gpu_name=gpus[0].name if gpus else None,
         memory_total_gb=None,
         memory_available_gb=None,
-        models_loaded={"whisper": any(worker.loaded for worker in workers), "pyannote": False},
+        models_loaded={
+            "whisper": any(not name.startswith(PIPELINE) for name in loaded),
+            "pyannote": any(name.startswith(PIPELINE) for name in loaded),
+        },
         busy=running.busy,
         current_job=running if shown else None,
     )

@@ -15,6 +15,7 @@ from gpu_daemon.audio.sink import FileSink
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import InvalidRequest, NotMedia
 from gpu_daemon.jobs.model import KnownSpeaker
+from gpu_daemon.scheduling.preparation import voice_name
 from gpu_daemon.transcript.formats import NUMBERED_SPEAKER
 
 NAMES, REFERENCES = "known_speaker_names", "known_speaker_references"
@@ -28,8 +29,6 @@ SLACK_S = 0.1
 MAX_REFERENCE_CHARACTERS = 3 << 20
 """Ten seconds of stereo at 48 kHz, not compressed, in Base64."""
 MAX_NAME_CHARACTERS = 64
-FILE_NAME = "voice-{}"
-"""Beside the job's own file."""
 DATA_URL = re.compile(r"data:[^,;\s]{0,100}(?:;[^,;\s]{1,100})*;base64,", re.IGNORECASE)
 BLANKS = str.maketrans("", "", " \t\r\n")
 
@@ -67,7 +66,7 @@ async def kept(
     """
     speakers = []
     for i, voice in enumerate(known):
-        target = directory / FILE_NAME.format(i)
+        target = directory / voice_name(i)
         sha256 = await blocking(partial(_written, voice, i, target, reserve_bytes))
         try:
             async with probing:

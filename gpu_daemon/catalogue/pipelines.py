@@ -93,7 +93,7 @@ class Pipelines:
         delay_s: Callable[[int], float] = _delay_s,
     ) -> None:
         """`name`: DIARIZATION_MODEL. `directory`: where pipelines of the hub are kept. `token`: HF_TOKEN."""
-        self.name = name
+        self.name = _shown(name)
         self._events = events
         self._token = token
         self._delay_s = delay_s
@@ -288,9 +288,18 @@ def source_of(name: str, directory: Path, hub: Hub, pins: Mapping[str, Listing] 
     """`name`: DIARIZATION_MODEL. A directory of that name goes before a repository of that name, as in pyannote."""
     if name == DEMO:
         return LocalPipeline(name, BUNDLED)
-    if HUB_NAME.fullmatch(name) is None or Path(name).is_dir():
-        return LocalPipeline(name, Path(name).expanduser())
+    if _is_local(name):
+        return LocalPipeline(_shown(name), Path(name).expanduser())
     return HubPipeline(name, directory, hub, pins)
+
+
+def _is_local(name: str) -> bool:
+    return HUB_NAME.fullmatch(name) is None or Path(name).is_dir()
+
+
+def _shown(name: str) -> str:
+    """To clients: where a directory of this machine lies is none of their business."""
+    return Path(name).name if name != DEMO and _is_local(name) else name
 
 
 def _same(one: SecretStr | None, other: SecretStr | None) -> bool:

@@ -14,12 +14,21 @@ from gpu_daemon.engine.pipeline import Hearing
 from gpu_daemon.errors import DeviceLost, JobCancelled, JobError, NoRoom
 from gpu_daemon.jobs.model import JobId
 from gpu_daemon.jobs.state import Stage
-from gpu_daemon.runner.protocol import Done, Failed, FromRunner, JobProgress, JobSegments, Models, Run, Unload
+from gpu_daemon.runner.protocol import (
+    PIPELINE,
+    Done,
+    Failed,
+    FromRunner,
+    JobProgress,
+    JobSegments,
+    Models,
+    Run,
+    Unload,
+)
 from gpu_daemon.transcript.model import Segment
 
 REPORT_INTERVAL_S = 0.25
 """The daemon hears of each job no more often, and while the engine moves not much less often."""
-PIPELINE = "diarization: "
 _SEGMENTS = TypeAdapter(tuple[Segment, ...])
 
 

@@ -18,6 +18,8 @@ VERSION = 1
 HEADER = struct.Struct("!HII")  # version, head bytes, body bytes
 MAX_HEAD_BYTES = 1 << 20
 MAX_BODY_BYTES = 1 << 28
+PIPELINE = "diarization: "
+"""Before the name of one, where what is loaded is told."""
 
 
 class Message(BaseModel):

@@ -41,6 +41,9 @@ async def test_health_says_what_runs(served: ServedDaemon) -> None:
     health = Health.model_validate(await served.json("/health"))
     assert (health.status, health.reason, health.busy, health.gpu_available) == ("ready", None, True, False)
     assert health.models_loaded == {"whisper": True, "pyannote": False}
+    spoken = await served.finished(await served.submit(task="diarize"))
+    assert spoken["result"]["diarization"]["model"] == "fake_pipeline"
+    assert (await served.json("/health"))["models_loaded"] == {"whisper": True, "pyannote": True}
     assert health.current_job is not None
     assert health.current_job.job_id == job_id
     ready = Ready.model_validate(await served.json("/health/ready"))

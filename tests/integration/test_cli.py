@@ -125,6 +125,20 @@ async def test_patterns_a_directory_and_a_job_to_watch(tmp_path: Path, database:
         lines = watched.stdout.splitlines()
         assert [line[:24] for line in lines] == ["[00:00.000 --> 00:05.000", "[00:05.000 --> 00:07.000"]
         assert watched.stderr.splitlines()[-1] == "call.wav: completed"
+        (tmp_path / "ada.wav").write_bytes(tone(2.0))
+        named = await command(
+            *("submit", "monday/call.wav", "--speakers", "2", "--known-speaker", "Ada=ada.wav", "--format", "srt"),
+            cwd=tmp_path,
+            **at,
+        )
+        assert named.status == 0, named.stderr
+        assert [line.partition("]: ")[0] for line in named.stdout.splitlines()[2::4]] == ["[Ada", "[SPEAKER_00"]
+        sent = await daemon.submit(tmp_path / "monday" / "call.wav", diarize="true")
+        await daemon.finished(sent["job_id"])
+        watched = await command("watch", sent["job_id"], cwd=tmp_path, **at)
+        assert [line.split()[3] for line in watched.stdout.splitlines()] == ["SPEAKER_00:", "SPEAKER_01:"]
+        nobody = await command("submit", "monday/call.wav", "--known-speaker", "Ada", cwd=tmp_path, **at)
+        assert nobody.status == 2
         failed = await daemon.submit(tmp_path / "monday" / "call.wav", prompt="fake:error")
         watched = await command("watch", failed["job_id"], cwd=tmp_path, **at)
         assert (watched.status, watched.stdout) == (1, "")

@@ -66,7 +66,7 @@ def test_what_is_wrong_with_them(names: list[str], references: list[str], param:
 
 async def test_their_files_are_beside_the_jobs(tmp_path: Path) -> None:
     ada, grace = seconds(2), seconds(10)
-    wrapped = "\r\n".join(encoded(grace)[i : i + 76] for i in range(0, len(encoded(grace)), 76))
+    wrapped = base64.encodebytes(grace).decode()
     known = await stored(tmp_path / "job", Voice("Ada", encoded(ada)), Voice("Grace", wrapped))
     assert [(each.name, each.sha256) for each in known] == [
         ("Ada", hashlib.sha256(ada).hexdigest()),

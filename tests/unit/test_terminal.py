@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from gpu_daemon.client import JobView, ModelView
-from gpu_daemon.terminal import JobDisplay, model_table
+from gpu_daemon.terminal import JobDisplay, SegmentLines, model_table
 
 MB = 1024 * 1024
 
@@ -125,6 +125,28 @@ def test_a_disabled_model_has_no_bar() -> None:
     out = io.StringIO()
     Console(file=out, width=120).print(model_table([model(enabled=False, state="disabled", size_bytes=MB)]))
     assert out.getvalue().splitlines()[1].split() == ["base", "whisper", "disabled"]
+
+
+def test_segments_are_printed_once_and_once_more_with_their_speakers() -> None:
+    def heard(*said: tuple[float, str, str | None]) -> list[dict[str, object]]:
+        return [
+            {"start": start, "end": start + 1, "text": f" {text}", "speaker": speaker} for start, text, speaker in said
+        ]
+
+    lines = SegmentLines()
+    plain = heard((0.0, "one", None), (61.5, "two", None))
+    assert list(lines.of(0, plain[:1])) == ["[00:00.000 --> 00:01.000] one"]
+    assert list(lines.of(0, plain)) == ["[01:01.500 --> 01:02.500] two"]  # another attempt
+    spoken = heard((0.0, "one", "Ada"), (61.5, "t", "Ada"), (62.0, "wo", "Eve"))
+    assert list(lines.of(0, spoken[:2])) == [
+        "",
+        "[00:00.000 --> 00:01.000] Ada: one",
+        "[01:01.500 --> 01:02.500] Ada: t",
+    ]
+    assert list(lines.of(2, spoken[2:])) == ["[01:02.000 --> 01:03.000] Eve: wo"]
+    by_channel = SegmentLines()
+    assert len(list(by_channel.of(0, spoken[:1]))) == 1
+    assert list(by_channel.of(0, spoken)) == ["[01:01.500 --> 01:02.500] Ada: t", "[01:02.000 --> 01:03.000] Eve: wo"]
 
 
 def test_more_files_than_a_screen_holds() -> None:
