@@ -95,12 +95,20 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "pretty"] = "auto"
 
+    @field_validator("hf_token")
+    @classmethod
+    def _token_sendable(cls, token: SecretStr | None) -> SecretStr | None:
+        said = "" if token is None else token.get_secret_value().strip()
+        if not (said.isascii() and said.isprintable()) or " " in said:
+            raise ValueError("it is not a token of Hugging Face (hf_…)")
+        return SecretStr(said) if said else None
+
     @field_validator("hf_endpoint")
     @classmethod
     def _endpoint_named(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError("HF_ENDPOINT is an http:// or https:// address, without a user name or a query")
+            raise ValueError("it must be an http:// or https:// address, without a user name or a query")
         return url
 
     @model_validator(mode="after")
@@ -148,7 +156,7 @@ def load_settings() -> Settings:
                 lines.append(f"{name}: no such setting; .env.example lists every one")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
-                given = "" if name in SECRETS | {""} else f" (it is {problem['input']!r})"
+                given = "" if name in SECRETS | {"", "HF_ENDPOINT"} else f" (it is {problem['input']!r})"
                 lines.append(f"{name}: {message}{given}" if name else message)
         raise SettingsError("\n".join(lines)) from error
 

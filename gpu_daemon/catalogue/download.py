@@ -206,6 +206,8 @@ def _reason(error: httpx2.HTTPError, host: str) -> str:
         return f"{host} sent nothing for {SILENCE_TIMEOUT_S} s"
     if isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError):
         return f"the connection to {host} was cut"
+    if isinstance(error, httpx2.LocalProtocolError):
+        return f"the request to {host} could not be sent"  # what it says may hold a header, and that a token
     return f"{host}: {error or type(error).__name__}"
 
 

@@ -3,18 +3,20 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
 
+from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.download import Downloader, DownloadFailed, NotAsPublished, OnProgress
 from gpu_daemon.errors import PipelineChanged, PipelineGated, PipelineUnavailable
 
 PUBLIC = "https://huggingface.co"
 """Where people accept conditions, whatever mirror the files come from."""
-MAX_LISTING_BYTES = 4 << 20
+MAX_LISTING_BYTES = 1 << 20
 MAX_SMALL_BYTES = 16 << 20
 """More than the hub takes outside of its large file storage, whose files say their SHA-256."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 401, 403, 404
@@ -70,7 +72,7 @@ class Hub:
             content = await self._downloader.read(self._url(listing, file), MAX_SMALL_BYTES, headers=_headers(token))
         except DownloadFailed as error:
             raise _meaning(error, listing.repository, token) from error
-        if not _is(content, file):
+        if not await blocking(partial(_is, content, file)):
             raise _changed(listing, file)
         return content
 

@@ -18,6 +18,7 @@ from gpu_daemon.logs import log
 
 MANIFEST = "manifest.json"
 BRANCH = "main"
+MAX_CONFIG_CHARACTERS = 100_000
 
 OnBytes = Callable[[int, int], None]
 """Bytes on the disk, and in all."""
@@ -120,6 +121,8 @@ class HubPipeline:
         if config_file is None:
             raise PipelineUnavailable(f"{self.name} has no {CONFIG}: it is no pipeline; look at DIARIZATION_MODEL")
         config = (await self._hub.read(own, config_file, token)).decode(errors="replace")
+        if len(config) > MAX_CONFIG_CHARACTERS:
+            raise PipelineUnavailable(f"{self.name} cannot be used: its {CONFIG} is too long")
         try:
             elsewhere = references(config)
         except Unreadable as error:
@@ -150,7 +153,8 @@ class HubPipeline:
         if file.sha256 is not None:
             return _Part(file.sha256, file.size_bytes, None, listing, file)
         content = await self._hub.read(listing, file, token)
-        return _Part(hashlib.sha256(content).hexdigest(), len(content), content, listing, file)
+        sha256 = await blocking(lambda: hashlib.sha256(content).hexdigest())
+        return _Part(sha256, len(content), content, listing, file)
 
     async def _obtain_all(self, directory: Path, plan: _Plan, token: SecretStr | None, on_bytes: OnBytes) -> None:
         """Raises OSError, and what the hub raises."""
