@@ -8,7 +8,7 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PARTS = {"runner.child": "runner", "postgres": "PostgreSQL"}
 """Children that are named by what is in their command; the others count as who started them."""
-PARENT, TIMES = 1, slice(11, 15)
+PARENT, OWN_TIMES, TIMES = 1, slice(11, 13), slice(11, 15)
 """Fields of /proc/PID/stat behind the command: user and system time, and those of children that have ended."""
 
 
@@ -41,3 +41,9 @@ def _stat(path: Path) -> tuple[int, str, int] | None:
     except OSError:
         return None
     return int(fields[PARENT]), command, sum(map(int, fields[TIMES])) * 1000 // TICKS_PER_S
+
+
+def own_s(pid: int) -> float:
+    """Of one process, without its children. Raises OSError when it has ended."""
+    fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[OWN_TIMES])) / TICKS_PER_S

@@ -31,14 +31,14 @@ def main() -> int:
             client.enable_model("base", False)
             client.wait(client.submit(sample_audio(), model="demo"))  # the runner is up, the model loaded
             left = iter(range(IDLE_REQUESTS))
-            idle_p99_ms = _say("idle", _latencies_ms(daemon.url, lambda: next(left, None) is None))
+            idle_p99_ms = say("idle", latencies_ms(daemon.url, lambda: next(left, None) is None))
 
             ended = threading.Event()
             job_id = client.submit(speech, model="demo")
             watching = threading.Thread(target=_wait, args=(daemon.url, job_id, ended))
             begun = time.monotonic()
             watching.start()
-            loaded_p99_ms = _say("transcribing", _latencies_ms(daemon.url, ended.is_set))
+            loaded_p99_ms = say("transcribing", latencies_ms(daemon.url, ended.is_set))
             watching.join()
             job = client.job(job_id)
     speech_s, took_s, devices = job.json["duration"], time.monotonic() - begun, ", ".join(daemon.started["devices"])
@@ -47,7 +47,7 @@ def main() -> int:
     return 0 if job.status == "completed" and loaded_p99_ms < PROMISED_P99_MS else 1
 
 
-def _latencies_ms(url: str, enough: Callable[[], bool]) -> list[float]:
+def latencies_ms(url: str, enough: Callable[[], bool]) -> list[float]:
     """Asked every EVERY_S, whatever the answers take: one that comes late makes those due meanwhile late as well."""
     latencies_ms = []
     with httpx2.Client(base_url=url, trust_env=False) as http:
@@ -60,7 +60,7 @@ def _latencies_ms(url: str, enough: Callable[[], bool]) -> list[float]:
     return latencies_ms
 
 
-def _say(what: str, latencies_ms: list[float]) -> float:
+def say(what: str, latencies_ms: list[float]) -> float:
     """The 99th percentile."""
     percentiles = quantiles(latencies_ms, n=100)
     print(
