@@ -4,6 +4,7 @@ Ours do not go through `logging`, which takes a quarter of a millisecond for eac
 """
 
 import contextlib
+import contextvars
 import json
 import logging
 import re
@@ -43,11 +44,23 @@ def redact(text: str) -> str:
     return text
 
 
+def about(**said: object) -> contextvars.Context:
+    """For a task of its own: each of its lines says this, and nothing of whoever began it.
+
+    A callable is asked at each line. None is left out.
+    """
+    context = contextvars.Context()
+    context.run(
+        structlog.contextvars.bind_contextvars, **{name: value for name, value in said.items() if value is not None}
+    )
+    return context
+
+
 def configure(level: str, format: Literal["auto", "json", "pretty"]) -> None:
     """To stderr; `auto` is pretty on a terminal and JSON else. Libraries are heard from WARNING upwards."""
     on_terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _merge_context,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -78,6 +91,15 @@ def configure(level: str, format: Literal["auto", "json", "pretty"]) -> None:
     root.handlers = [handler]
     root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
     logging.captureWarnings(True)
+
+
+def _merge_context(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event = structlog.contextvars.merge_contextvars(logger, method, event)
+    for name in [name for name, value in event.items() if callable(value)]:
+        value = event.pop(name)()
+        if value is not None:
+            event[name] = value
+    return event
 
 
 class _Lines:

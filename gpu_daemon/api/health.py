@@ -7,6 +7,7 @@ from gpu_daemon.api.context import context_of
 from gpu_daemon.api.schemas import Alive, Health, Ready
 from gpu_daemon.api.state import health_reason, running_job
 from gpu_daemon.errors import DiskFull
+from gpu_daemon.gpu.reading import GpuReading
 from gpu_daemon.runner.protocol import PIPELINE
 from gpu_daemon.scheduling.admission import check_disk
 
@@ -22,6 +23,7 @@ async def health(request: Request) -> Health:
     workers = context.scheduler.workers()
     gpus = [worker.device for worker in workers if worker.device.kind != "cpu"]
     loaded = {name for worker in workers for name in worker.loaded}
+    reading = next(iter(context.telemetry.latest().values()), GpuReading())
     running = running_job(context, None)
     shown = running.busy and not context.settings.api_keys
     return Health(
@@ -31,12 +33,12 @@ async def health(request: Request) -> Health:
         gpu_available=bool(gpus),
         device="cuda" if gpus else "cpu",
         gpu_name=gpus[0].name if gpus else None,
-        memory_total_gb=None,
-        memory_available_gb=None,
         models_loaded={
             "whisper": any(not name.startswith(PIPELINE) for name in loaded),
             "pyannote": any(name.startswith(PIPELINE) for name in loaded),
         },
+        memory_total_gb=_gib(reading.vram_total_mb),
+        memory_available_gb=_gib(reading.vram_free_mb),
         busy=running.busy,
         current_job=running if shown else None,
     )
@@ -70,3 +72,7 @@ async def ready(request: Request, response: Response) -> Ready:
         reason=reason,
         database=database,
     )
+
+
+def _gib(size_mb: float | None) -> float | None:
+    return None if size_mb is None else round(size_mb / 1024, 2)

@@ -51,7 +51,7 @@ def _from_memory(context: Context, live: Live) -> Iterator[Metric]:
     yield gauges.gauge("queue_estimated_wait_seconds", "Of a job that came now.", scheduler.newcomer_waits_s())
     yield gauges.gauge("viewers", "That watch the page by WebSocket.", live.viewers)
     yield from gauges.of_workers(workers)
-    yield from gauges.of_models(context.catalogue.statuses())
+    yield from gauges.of_models((*context.catalogue.statuses(), context.pipelines.status()))
     devices = {worker.index: worker.device for worker in workers}
     yield from gauges.of_gpus({index: (devices[index], reading) for index, reading in telemetry.latest().items()})
     yield from gauges.of_host(telemetry.host())

@@ -25,11 +25,13 @@ from gpu_daemon.api.schemas import (
     WorkerView,
 )
 from gpu_daemon.catalogue.catalogue import ModelStatus
+from gpu_daemon.errors import Unavailable
 from gpu_daemon.gpu.reading import GpuReading, HostReading
 from gpu_daemon.jobs.state import JobState, Stage
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.status import Live, WorkerJob, WorkerStatus
 from gpu_daemon.store.callbacks import Counts
+from gpu_daemon.store.failures import AWAY
 
 MAX_IDS = 200
 MB = 1024 * 1024
@@ -72,6 +74,14 @@ class Queued:
     first: Mapping[str | None, list[str]]
     """The ids of the first MAX_IDS jobs of each client; under None of all."""
     oldest_at: datetime | None
+
+
+def job_counts(context: Context, stored: Stored) -> Mapping[JobState, int]:
+    """As the page has them. Raises Unavailable when the database did not answer."""
+    if not stored.jobs:
+        raise Unavailable(AWAY, retry_after_s=5, code="database_unavailable")
+    running = len(context.scheduler.running_ids())
+    return {**stored.jobs, JobState.QUEUED: context.scheduler.queued_count, JobState.PROCESSING: running}
 
 
 def queued(queue: Iterable[Waiting]) -> Queued:

@@ -21,7 +21,7 @@ from gpu_daemon.errors import GpuDaemonError, JobError
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import Stage
-from gpu_daemon.logs import log
+from gpu_daemon.logs import about, log
 from gpu_daemon.scheduling.fetching import SourceFetcher
 from gpu_daemon.scheduling.queue import Waiting
 
@@ -166,7 +166,9 @@ class Preparer:
     def _begin(self, job: Waiting) -> _Begun:
         begun = self._begun.get(job.id)
         if begun is None:
-            task = asyncio.create_task(self._prepare(job), name=f"prepare {job.id}")
+            stage = Stage.PREPARING if job.source_url is None else Stage.FETCHING
+            context = about(job_id=job.id, stage=stage.value)
+            task = asyncio.create_task(self._prepare(job), name=f"prepare {job.id}", context=context)
             begun = self._begun[job.id] = _Begun(job.source_url is not None, task, has_file=job.source_url is None)
             task.add_done_callback(lambda _: self._file_came(job.id))
         return begun

@@ -19,7 +19,7 @@ from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.telemetry import Telemetry
 from gpu_daemon.jobs.model import Claim, Job, JobId
 from gpu_daemon.jobs.state import JobState
-from gpu_daemon.logs import log
+from gpu_daemon.logs import about, log
 from gpu_daemon.metrics import Metrics
 from gpu_daemon.runner.process import Runner
 from gpu_daemon.scheduling.attempt import HAND_BACK_TIMEOUT_S, Attempt, Means, NoRunner
@@ -76,6 +76,9 @@ class _Place:
     """The runner is through with it; how it ended is being recorded."""
     task: "asyncio.Task[None] | None" = None
 
+    def stage(self) -> str | None:
+        return None if self.attempt is None else self.attempt.live.stage.value
+
 
 class Worker:
     def __init__(
@@ -96,6 +99,7 @@ class Worker:
     ) -> None:
         self.index = index
         self.device = device
+        self._gpu = None if device.kind == "cpu" else f"{device.kind}:{device.index}"
         self._runner = runner
         self._jobs = jobs
         self._preparer = preparer
@@ -367,7 +371,8 @@ class Worker:
         began_at = self._time.at(clock.monotonic(), load=self.load)
         place = _Place(waiting, alone=runs_alone(waiting, self._preparer), began_at=began_at)
         self._places[waiting.id] = place
-        place.task = asyncio.create_task(self._do(place), name=f"job {waiting.id}")
+        context = about(job_id=waiting.id, worker=self.index, gpu=self._gpu, stage=place.stage)
+        place.task = asyncio.create_task(self._do(place), name=f"job {waiting.id}", context=context)
         self._tasks.add(place.task)
         place.task.add_done_callback(self._tasks.discard)
         self._look_again()

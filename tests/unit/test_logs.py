@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import io
 import json
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from gpu_daemon.logs import configure, log, redact
+from gpu_daemon.logs import about, configure, log, redact
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +164,26 @@ def test_secrets_are_struck_out(text: str, expected: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+
+
+async def test_a_task_of_its_own_says_what_it_is_about_and_nothing_of_who_began_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("INFO", "json")
+    stages = iter((None, "preparing", "transcribing"))
+
+    async def work() -> None:
+        log.info("claiming")
+        log.info("decoding")
+        log.info("retried", worker=9)
+
+    with structlog.contextvars.bound_contextvars(request_id="req_1"):
+        await asyncio.create_task(work(), context=about(job_id="7", worker=1, gpu=None, stage=lambda: next(stages)))
+        log.info("answered")
+    claiming, decoding, retried, answered = (
+        {name: line.get(name) for name in ("job_id", "stage", "worker", "request_id")} for line in lines(capsys)
+    )
+    assert claiming == {"job_id": "7", "stage": None, "worker": 1, "request_id": None}
+    assert decoding == {"job_id": "7", "stage": "preparing", "worker": 1, "request_id": None}
+    assert retried == {"job_id": "7", "stage": "transcribing", "worker": 9, "request_id": None}
+    assert answered == {"job_id": None, "stage": None, "worker": None, "request_id": "req_1"}

@@ -16,6 +16,7 @@ from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import JobIdPath
 from gpu_daemon.api.schemas import Body, QueueStats
 from gpu_daemon.api.services.waiting import answer_when_completed
+from gpu_daemon.api.state import job_counts
 from gpu_daemon.api.submit import take
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import JobState
@@ -146,7 +147,7 @@ async def status(request: Request, client: Client, job_id: JobIdPath) -> RqJob:
 )
 async def queue_stats(request: Request) -> QueueStats:
     context = context_of(request)
-    counts = await context.jobs.counts()
+    counts = job_counts(context, await request.app.state.live.stored())
     return QueueStats(
         queue_name=QUEUE_NAME,
         queued=counts[JobState.QUEUED],

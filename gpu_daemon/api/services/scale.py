@@ -12,6 +12,7 @@ from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import JobIdPath, delete_job
 from gpu_daemon.api.results import get_result
 from gpu_daemon.api.schemas import Body, Result, spliced
+from gpu_daemon.api.state import job_counts
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.transcript.cues import PLAIN
 
@@ -119,7 +120,7 @@ async def cancel(request: Request, client: Client, job_id: JobIdPath) -> Cancell
 @shared.get("/stats", dependencies=[RequireKey], summary="Workers, and jobs by state", responses=documented(401, 503))
 async def stats(request: Request) -> Stats:
     context = context_of(request)
-    counts = await context.jobs.counts()
+    counts = job_counts(context, await request.app.state.live.stored())
     return Stats(
         workers=Workers(count=len(context.scheduler.workers()), active_tasks=len(context.scheduler.running_ids())),
         jobs=Jobs(**{state.value: count for state, count in counts.items()}),
