@@ -1,9 +1,9 @@
 // How callbacks do: counts, and those that are late or were given up.
 
 import { ask, post } from "/static/api.js";
-import { button, chip, element, h, mark, rows, say, show, trying } from "/static/dom.js";
+import { aside, button, chip, element, h, line, mark, problem, rows, say, show, trying } from "/static/dom.js";
 import { figures } from "/static/header.js";
-import { moment, number, short } from "/static/words.js";
+import { given, moment, number, phrase, short } from "/static/words.js";
 
 const NAMES = ["pending", "retrying", "delivered", "dead"];
 const EVERY_MS = 3000;
@@ -26,15 +26,16 @@ const load = trying(async () => {
 });
 
 function row({ job_id: id }) {
-  const state = chip(), said = h("p", { class: "quiet" }), error = h("p", { class: "bad", hidden: true });
+  const state = chip(), said = aside(), error = problem();
   const again = button("Send again", trying(async () => {
     await post(`/jobs/${id}/callbacks/redeliver`);
     await load();
   }), { "aria-label": `Send again: callback of ${short(id)}` });
-  const node = h("li", {}, h("div", { class: "line" }, h("a", { href: `#/jobs/${id}`, class: "code" }, short(id)), state), h("div", { class: "line" }, said, h("span", { class: "acts" }, again)), error);
-  return { node, fill(callback) {
-    mark(state, callback.state);
-    say(said, [callback.host, `${callback.attempts} attempts`, callback.next_attempt_at ? `next at ${moment(callback.next_attempt_at)}` : null].filter(Boolean).join(" · "));
-    show(error, callback.last_error);
+  const job = h("a", { href: `#/jobs/${id}`, class: "code" }, short(id));
+  const node = h("li", {}, line(job, state), line(said, h("span", { class: "acts" }, again)), error);
+  return { node, fill({ state: name, host, attempts, next_attempt_at: next, last_error: last }) {
+    mark(state, name);
+    say(said, phrase(host, `${attempts} attempts`, given(next, (at) => `next at ${moment(at)}`)));
+    show(error, last);
   } };
 }

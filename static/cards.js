@@ -2,26 +2,39 @@
 
 import { post } from "/static/api.js";
 import { Spark } from "/static/charts.js";
-import { bar, button, chip, element, h, mark, rows, say, show, sure, trying } from "/static/dom.js";
-import { figure, known, memory, number, short, span } from "/static/words.js";
+import {
+  aside, bar, button, chip, element, h, line, mark, problem, progressOf, quiet, rows, say, show, sure, tight, trying,
+} from "/static/dom.js";
+import { figure, given, known, memory, number, phrase, short, span } from "/static/words.js";
 
 const JOBS_SHOWN = 6;
 const SAMPLE_MS = 1000;
-
-const GPU_TILES = [
-  ["Utilisation", 100, ({ gpu }) => [gpu.util_percent, figure(gpu.util_percent, "%")]],
-  ["Memory", 100, ({ gpu }) => [share(gpu.vram_used_mb, gpu.vram_total_mb), figure(share(gpu.vram_used_mb, gpu.vram_total_mb), "%")]],
-  ["Power", null, ({ gpu }) => [gpu.power_w, `${number(gpu.power_w)}${known(gpu.power_limit_w) ? ` / ${number(gpu.power_limit_w)}` : ""} W`]],
-  ["Temperature", 100, ({ gpu }) => [gpu.temperature_c, figure(gpu.temperature_c, "°C")]],
-];
-const HOST_TILES = [
-  ["Processor", 100, ({ host }) => [host.cpu_percent, figure(host.cpu_percent, "%")]],
-  ["Memory", 100, ({ host }) => [share(host.memory_used_mb, host.memory_total_mb), `${number(gigabytes(host.memory_used_mb), 1)} / ${figure(gigabytes(host.memory_total_mb), "GB")}`]],
-];
+const STOPPED = new Set(["draining", "drained", "quarantined"]);
 
 const gigabytes = (mb) => (known(mb) ? mb / 1024 : null);
 const share = (used, total) => (known(used) && total ? (100 * used) / total : null);
 const nameOf = ({ device }) => `${device.kind === "cpu" ? "CPU" : "GPU"} ${device.index}`;
+const limited = (value, limit) => (known(limit) ? `${number(value)} / ${number(limit)}` : number(value));
+
+/** What is measured: its name, the top of its scale, the value of the line, the words. */
+const GPU_TILES = [
+  ["Utilisation", 100, (gpu) => gpu.util_percent, (gpu) => figure(gpu.util_percent, "%")],
+  ["Memory", 100, vramPercent, (gpu) => figure(vramPercent(gpu), "%")],
+  ["Power", null, (gpu) => gpu.power_w, (gpu) => `${limited(gpu.power_w, gpu.power_limit_w)} W`],
+  ["Temperature", 100, (gpu) => gpu.temperature_c, (gpu) => figure(gpu.temperature_c, "°C")],
+];
+const HOST_TILES = [
+  ["Processor", 100, (host) => host.cpu_percent, (host) => figure(host.cpu_percent, "%")],
+  ["Memory", 100, (host) => share(host.memory_used_mb, host.memory_total_mb), hostMemory],
+];
+
+function vramPercent(gpu) {
+  return share(gpu.vram_used_mb, gpu.vram_total_mb);
+}
+
+function hostMemory(host) {
+  return `${number(gigabytes(host.memory_used_mb), 1)} / ${figure(gigabytes(host.memory_total_mb), "GB")}`;
+}
 
 export function showWorkers(state) {
   const draining = state.paused_by_drain ?? state.health.status === "draining";
@@ -30,107 +43,129 @@ export function showWorkers(state) {
   say(drain, draining ? "Take jobs again" : "Drain all");
   drain.dataset.draining = draining;
   element("no-workers").hidden = state.workers.length > 0;
-  rows(element("cards"), state.workers, (worker) => `${worker.index}`, (worker) => card(worker));
-  const telemetry = state.telemetry ?? {};
-  state.workers.forEach((worker) => cards.get(worker.index)?.measure(telemetry.gpus?.[worker.index], telemetry.host));
+  rows(element("cards"), state.workers, (worker) => worker.index, card);
+  const { gpus, host } = state.telemetry ?? {};
+  for (const { index, device } of state.workers) {
+    meters.get(index)((device.kind === "cpu" ? host : gpus?.[index]) ?? {});
+  }
 }
 
 export function start() {
   element("drain").addEventListener("click", trying(async () => {
-    if (element("drain").dataset.draining === "true") await post("/resume");
-    else if (await sure("Drain the daemon?", "It refuses new jobs and finishes those that wait or run, until somebody lets it take jobs again.", "Drain all")) await post("/drain");
+    const drained = element("drain").dataset.draining === "true";
+    const explanation = "It refuses new jobs and finishes those that wait or run, until it is told to take jobs again.";
+    if (drained) await post("/resume");
+    else if (await sure("Drain the daemon?", explanation, "Drain all")) await post("/drain");
   }));
 }
 
-const cards = new Map();
+const meters = new Map(); // by the worker's index: shows a reading
 
-function card({ index, device }) {
-  const part = {
-    state: chip(), error: h("p", { class: "bad", hidden: true }), jobs: h("ul", { class: "jobs" }), more: h("p", { class: "quiet" }),
-    loaded: h("p", { class: "quiet" }), process: h("p", { class: "quiet" }), board: h("p", { class: "quiet", hidden: true }),
-    tiles: h("div", { class: "tiles" }), vram: vramBar(),
-  };
-  const worker = { index, device };
-  const does = (verb) => trying(() => post(`/workers/${index}/${verb}`));
-  const drain = button("Drain", trying(async () => {
-    if (await sure(`Drain ${nameOf(worker)}?`, "It finishes its jobs and takes no others, until it is resumed.", "Drain")) await post(`/workers/${index}/drain`);
-  }));
-  const resume = button("Resume", does("resume"));
-  const unload = button("Unload", does("unload"), { title: "Drop its models from memory; the next job loads what it needs" });
-  for (const [one, verb] of [[drain, "Drain"], [resume, "Resume"], [unload, "Unload"]]) one.setAttribute("aria-label", `${verb} ${nameOf(worker)}`);
-  const title = h("h3", { id: `worker-${index}` }, nameOf(worker), " ", h("span", { class: "quiet" }, device.name));
-  const node = h("article", { class: "panel card", "aria-labelledby": `worker-${index}` },
-    h("div", { class: "head" }, title, part.state), part.error, part.tiles, part.vram.node, part.board, part.jobs, part.more,
-    h("div", { class: "foot" }, h("div", {}, part.loaded, part.process), h("div", { class: "line" }, unload, drain, resume)));
-  const measure = meter(part, device.kind === "cpu" ? HOST_TILES : GPU_TILES);
-  cards.set(index, { measure });
-
+function card(worker) {
+  const { index, device } = worker, name = nameOf(worker), title = `worker-${index}`;
+  const state = chip(), error = problem(), jobs = h("ul", { class: "jobs" });
+  const more = aside(), loaded = aside(), process = aside();
+  const acts = controls(index, name);
+  const meter = device.kind === "cpu" ? tiles(HOST_TILES) : gpuMeter();
+  meters.set(index, meter.fill);
+  const node = h(
+    "article", { class: "panel card", "aria-labelledby": title },
+    h("div", { class: "head" }, h("h3", { id: title }, name, " ", quiet(device.name)), state),
+    error, meter.nodes, jobs, more, h("div", { class: "foot" }, h("div", {}, loaded, process), acts.node),
+  );
   return { node, fill(now) {
-    mark(part.state, now.state);
-    show(part.error, now.error);
-    rows(part.jobs, now.jobs.slice(0, JOBS_SHOWN), (job) => job.id ?? `other ${now.jobs.indexOf(job)}`, jobRow);
-    const more = now.jobs.length - JOBS_SHOWN;
-    show(part.more, more > 0 ? `and ${more} more` : now.jobs.length ? "" : "No job at the moment");
-    const loaded = Object.entries(now.loaded).map(([name, mb]) => `${name} ${memory(mb)}`);
-    say(part.loaded, loaded.length ? `Holds ${loaded.join(", ")}` : "Holds no model");
-    say(part.process, [known(now.pid) ? `pid ${now.pid}` : "no process", known(now.answered_s_ago) ? `answered ${span(now.answered_s_ago)} ago` : null,
-      now.restarts ? `restarted ${now.restarts}×` : null].filter(Boolean).join(" · "));
-    const stopped = ["draining", "drained", "quarantined"].includes(now.state);
-    drain.hidden = stopped;
-    resume.hidden = !stopped;
-    unload.disabled = now.jobs.length > 0 || loaded.length === 0;
+    mark(state, now.state);
+    show(error, now.error);
+    rows(jobs, now.jobs.slice(0, JOBS_SHOWN), (job) => job.id ?? `other ${now.jobs.indexOf(job)}`, jobRow);
+    const others = now.jobs.length - JOBS_SHOWN;
+    show(more, others > 0 ? `and ${others} more` : now.jobs.length ? "" : "No job at the moment");
+    const holds = Object.entries(now.loaded).map(([model, mb]) => `${model} ${memory(mb)}`);
+    say(loaded, holds.length ? `Holds ${holds.join(", ")}` : "Holds no model");
+    const answered = given(now.answered_s_ago, (seconds) => `answered ${span(seconds)} ago`);
+    const restarts = now.restarts ? `restarted ${now.restarts}×` : null;
+    say(process, phrase(known(now.pid) ? `pid ${now.pid}` : "no process", answered, restarts));
+    acts.fill(STOPPED.has(now.state), now.jobs.length === 0 && holds.length > 0);
   } };
 }
 
-function jobRow(job) {
-  const name = job.id === null ? h("span", { class: "quiet" }, "another client’s") : h("a", { href: `#/jobs/${job.id}` }, short(job.id));
-  const model = h("span", { class: "quiet name" }), said = h("span", { class: "quiet" }), left = h("span", { class: "quiet" });
-  const progress = h("progress", { max: 100, "aria-label": `Progress of ${job.id === null ? "a job" : short(job.id)}` });
-  return { node: h("li", {}, h("div", { class: "line tight" }, name, model, said), h("div", { class: "line tight" }, progress, left)), fill(now) {
-    say(model, now.model);
-    say(said, `${now.stage} ${number(now.progress)} %`);
-    say(left, [known(now.speed) ? `${number(now.speed, 1)}×` : null, known(now.left_s) ? `${span(now.left_s)} left` : null].filter(Boolean).join(" · "));
-    bar(progress, now.progress, 100);
+function controls(index, name) {
+  const does = (verb) => trying(() => post(`/workers/${index}/${verb}`));
+  const drain = button("Drain", trying(async () => {
+    const explanation = "It finishes its jobs and takes no others, until it is resumed.";
+    if (await sure(`Drain ${name}?`, explanation, "Drain")) await post(`/workers/${index}/drain`);
+  }), { "aria-label": `Drain ${name}` });
+  const resume = button("Resume", does("resume"), { "aria-label": `Resume ${name}` });
+  const hint = "Drop its models from memory; the next job loads what it needs";
+  const unload = button("Unload", does("unload"), { title: hint, "aria-label": `Unload ${name}` });
+  return { node: line(unload, drain, resume), fill(stopped, unloadable) {
+    drain.hidden = stopped;
+    resume.hidden = !stopped;
+    unload.disabled = !unloadable;
+  } };
+}
+
+function jobRow({ id }) {
+  const name = id === null ? quiet("another client’s") : h("a", { href: `#/jobs/${id}` }, short(id));
+  const model = h("span", { class: "quiet name" }), said = quiet(), left = quiet();
+  const progress = progressOf(id === null ? "a job" : short(id));
+  return { node: h("li", {}, tight(name, model, said), tight(progress, left)), fill(job) {
+    say(model, job.model);
+    say(said, `${job.stage} ${number(job.progress)} %`);
+    const speed = given(job.speed, (times) => `${number(times, 1)}×`);
+    say(left, phrase(speed, given(job.left_s, (seconds) => `${span(seconds)} left`)));
+    bar(progress, job.progress, 100);
+  } };
+}
+
+function gpuMeter() {
+  const { nodes, fill } = tiles(GPU_TILES), vram = vramBar(), board = aside();
+  return { nodes: [...nodes, vram.node, board], fill(gpu) {
+    fill(gpu);
+    vram.fill(gpu);
+    const throttle = gpu.throttle?.length ? `throttled: ${gpu.throttle.join(", ")}` : "not throttled";
+    show(board, phrase(
+      given(gpu.clock_sm_mhz, (mhz) => `${number(mhz)} MHz`),
+      given(gpu.clock_mem_mhz, (mhz) => `memory ${number(mhz)} MHz`),
+      given(gpu.throttle, () => throttle),
+      given(gpu.ecc_errors, (count) => `ECC errors ${number(count)}`),
+      given(gpu.processes, (count) => `${count} process${count === 1 ? "" : "es"}`),
+    ));
+    board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors ? "wait" : "none";
   } };
 }
 
 /** Ours, others', free: as a bar and in words. */
 function vramBar() {
-  const parts = ["ours", "others", "free"].map((name) => ({ name, fill: h("i", { class: `vram-${name}` }), said: h("span", { class: `key vram-${name}` }) }));
-  const node = h("div", { class: "vram", hidden: true }, h("div", { class: "stack", "aria-hidden": "true" }, parts.map(({ fill }) => fill)),
-    h("p", { class: "quiet keys" }, parts.map(({ said }) => said)));
+  const parts = ["ours", "others", "free"].map((name) => {
+    const part = h("i", { class: `vram-${name}` }), said = h("span", { class: `key vram-${name}` });
+    return { part, said, fill(gpu) {
+      const mb = gpu[`vram_${name}_mb`];
+      part.style.width = `${share(mb, gpu.vram_total_mb) ?? 0}%`;
+      say(said, `${name} ${memory(mb)}`);
+    } };
+  });
+  const stack = h("div", { class: "stack", "aria-hidden": "true" }, parts.map(({ part }) => part));
+  const keys = h("p", { class: "keys" }, parts.map(({ said }) => said));
+  const node = h("div", { class: "vram", hidden: true }, stack, keys);
   return { node, fill(gpu) {
     node.hidden = !known(gpu.vram_total_mb);
-    for (const { name, fill, said } of parts) {
-      const mb = gpu[`vram_${name}_mb`];
-      fill.style.width = `${share(mb, gpu.vram_total_mb) ?? 0}%`;
-      say(said, `${name} ${memory(mb)}`);
-    }
+    parts.forEach(({ fill }) => fill(gpu));
   } };
 }
 
-/** Fills the tiles each time, and their lines once a second. */
-function meter(part, kinds) {
-  const tiles = kinds.map(([name, most, read]) => {
-    const value = h("strong", {}), spark = new Spark(most);
-    return { node: h("div", { class: "tile" }, h("span", { class: "quiet" }, name), value, spark.node), value, spark, read };
+/** Their words change each time, their lines once a second. */
+function tiles(kinds) {
+  const made = kinds.map(([name, most, value, words]) => {
+    const said = h("strong"), spark = new Spark(most);
+    return { node: h("div", { class: "tile" }, quiet(name), said, spark.node), fill(reading, sample) {
+      say(said, words(reading));
+      if (sample) spark.add(Date.now() / 1000, value(reading));
+    } };
   });
-  part.tiles.append(...tiles.map(({ node }) => node));
   let sampledAt = -Infinity;
-  return (gpu, host) => {
+  return { nodes: [h("div", { class: "tiles" }, made.map(({ node }) => node))], fill(reading) {
     const now = performance.now(), sample = now - sampledAt >= SAMPLE_MS;
     if (sample) sampledAt = now;
-    for (const { value, spark, read } of tiles) {
-      const [measured, text] = read({ gpu: gpu ?? {}, host: host ?? {} });
-      say(value, text);
-      if (sample) spark.add(Date.now() / 1000, measured);
-    }
-    if (gpu) {
-      part.vram.fill(gpu);
-      const throttle = gpu.throttle?.length ? `throttled: ${gpu.throttle.join(", ")}` : known(gpu.throttle) ? "not throttled" : null;
-      show(part.board, [known(gpu.clock_sm_mhz) ? `${number(gpu.clock_sm_mhz)} MHz` : null, known(gpu.clock_mem_mhz) ? `memory ${number(gpu.clock_mem_mhz)} MHz` : null, throttle,
-        known(gpu.ecc_errors) ? `ECC errors ${number(gpu.ecc_errors)}` : null, known(gpu.processes) ? `${gpu.processes} process${gpu.processes === 1 ? "" : "es"}` : null].filter(Boolean).join(" · "));
-      part.board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors ? "wait" : "none";
-    }
-  };
+    made.forEach(({ fill }) => fill(reading, sample));
+  } };
 }

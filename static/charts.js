@@ -41,7 +41,8 @@ const sizes = new ResizeObserver((entries) => {
 });
 
 function draw(host, options, data) {
-  host.plot = new uPlot({ width: Math.floor(host.clientWidth) || 100, cursor: { show: false }, legend: { show: false }, ...options }, data, host);
+  const common = { width: Math.floor(host.clientWidth) || 100, cursor: { show: false }, legend: { show: false } };
+  host.plot = new uPlot({ ...common, ...options }, data, host);
   drawn.add(host.plot);
   sizes.observe(host);
   return host.plot;
@@ -67,21 +68,25 @@ export class Spark {
       this.#values.shift();
     }
     if (!this.node.isConnected) return;
-    this.#plot ??= draw(this.node, {
+    this.#plot ??= draw(this.node, this.#options(), [[], []]);
+    this.#plot.setData([this.#times, this.#values]);
+  }
+
+  #options() {
+    const ink = { stroke: () => colour("accent"), fill: () => faint("accent"), width: 1.5, points: { show: false } };
+    const shown_s = () => [Math.min(this.#times[0], this.#times.at(-1) - LEAST_S), this.#times.at(-1)];
+    const heights = (_, low, high) => [0, this.most ?? Math.max(1, high * 1.1)];
+    return {
       height: SPARK_HEIGHT,
       padding: [2, 0, 0, 0],
       axes: [{ show: false }, { show: false }],
-      scales: {
-        x: { range: () => [Math.min(this.#times[0], this.#times.at(-1) - LEAST_S), this.#times.at(-1)] },
-        y: { range: (_, low, high) => [0, this.most ?? Math.max(1, high * 1.1)] },
-      },
-      series: [{}, { stroke: () => colour("accent"), fill: () => faint("accent"), width: 1.5, points: { show: false } }],
-    }, [[], []]);
-    this.#plot.setData([this.#times, this.#values]);
+      scales: { x: { range: shown_s }, y: { range: heights } },
+      series: [{}, ink],
+    };
   }
 }
 
-/** Lines or bars over time. `series`: {label, ink, bars, dash, unit, digits}; the pointer's place is said in `readout`. */
+/** Lines or bars over time. `series`: {label, ink, bars, dash, unit, digits}; `readout` says what is at the pointer. */
 export class Chart {
   #half = 0; // of a bar
 
@@ -89,8 +94,9 @@ export class Chart {
     this.series = series;
     this.readout = h("span", { class: "quiet" });
     this.image = h("div", { class: "chart", role: "img", "aria-label": title });
-    const keys = series.map(({ label, ink, dash }) => h("span", { class: `key ink-${ink}`, data: { dash: dash ? "yes" : "no" } }, label));
-    this.node = h("figure", {}, h("figcaption", {}, title), this.image, h("p", { class: "keys" }, keys), this.readout);
+    const keys = h("p", { class: "keys" }, series.map(({ label, ink, dash }) =>
+      h("span", { class: `key ink-${ink}`, data: { dash: dash ? "yes" : "no" } }, label)));
+    this.node = h("figure", {}, h("figcaption", {}, title), this.image, keys, this.readout);
     this.plot = null;
   }
 
@@ -98,15 +104,21 @@ export class Chart {
   show(data, said) {
     this.image.setAttribute("aria-label", said);
     this.#half = this.series.some(({ bars }) => bars) ? (data[0][1] - data[0][0]) / 2 : 0;
-    this.plot ??= draw(this.image, {
+    this.plot ??= draw(this.image, this.#options(), data);
+    this.plot.setData(data);
+  }
+
+  #options() {
+    const shown_s = (_, first, last) => [first - this.#half, last + this.#half];
+    const heights = (_, low, high) => [0, Math.max(1, (high ?? 1) * 1.1)];
+    return {
       height: CHART_HEIGHT,
       cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
       hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
-      scales: { x: { range: (_, first, last) => [first - this.#half, last + this.#half] }, y: { range: (_, low, high) => [0, Math.max(1, (high ?? 1) * 1.1)] } },
+      scales: { x: { range: shown_s }, y: { range: heights } },
       axes: [axis({ space: 60, size: 24, values: clockTimes }), axis({ size: 40, space: 34 })],
       series: [{}, ...this.series.map(line)],
-    }, data);
-    this.plot.setData(data);
+    };
   }
 
   #point(index) {

@@ -1,13 +1,16 @@
 // The drawer with all about one job, at #/jobs/ID; while the job runs it is followed.
 
 import { accessKey, ask, follow, post } from "/static/api.js";
-import { bar, button, chip, element, facts, h, mark, say, show, trying } from "/static/dom.js";
-import { cancel } from "/static/jobs.js";
+import {
+  aside, bar, button, chip, element, facts, h, line, mark, problem, progressOf, quiet, say, show, trying,
+} from "/static/dom.js";
+import { cancel, ENDED } from "/static/jobs.js";
 import { copier, downloads, Transcript } from "/static/transcript.js";
-import { bytes, clock, figure, known, memory, moment, number, short, span, UNKNOWN } from "/static/words.js";
+import {
+  bytes, clock, figure, given, known, memory, moment, number, phrase, short, span, UNKNOWN,
+} from "/static/words.js";
 
 const ROUTE = /^#\/jobs\/([A-Za-z0-9_-]+)$/;
-const ENDED = new Set(["completed", "failed", "cancelled"]);
 const STAGES = ["waiting", "fetching", "preparing", "loading", "transcribing", "aligning", "diarizing", "merging"];
 let following = null;
 
@@ -39,8 +42,7 @@ const open = trying(async (id) => {
   following = new AbortController();
   const { signal } = following;
   say(element("drawer-title"), `Job ${short(id)}`);
-  const said = h("p", { class: "empty" }, "Asking…");
-  element("drawer-body").replaceChildren(said);
+  element("drawer-body").replaceChildren(h("p", { class: "empty" }, "Asking…"));
   try {
     let job = await ask(`/jobs/${id}`, { signal });
     draw(job);
@@ -54,22 +56,25 @@ const open = trying(async (id) => {
     if (!signal.aborted) draw(job);
   } catch (error) {
     if (signal.aborted) return;
-    element("drawer-body").replaceChildren(h("p", { class: "bad" }, error.message));
+    const said = problem();
+    show(said, error.message);
+    element("drawer-body").replaceChildren(said);
   }
 });
 
 /** The parts that move while the job does. */
 function running(job) {
   const transcript = new Transcript();
-  const state = chip(), doing = h("span", { class: "quiet" }), progress = h("progress", { max: 100, "aria-label": "Progress" });
+  const state = chip(), doing = quiet(), progress = progressOf("this job");
   const stop = button("Cancel the job", trying(() => cancel(job)));
-  const head = (now) => {
-    mark(state, now.status);
-    say(doing, [now.stage, now.status === "processing" ? `${number(now.progress)} %` : null, now.attempt > 1 ? `attempt ${now.attempt}` : null].filter(Boolean).join(" · "));
-    bar(progress, now.status === "processing" ? now.progress : null, 100);
+  const head = ({ status, stage, progress: percent, attempt }) => {
+    const processing = status === "processing";
+    mark(state, status);
+    say(doing, phrase(stage, processing ? `${number(percent)} %` : null, attempt > 1 ? `attempt ${attempt}` : null));
+    bar(progress, processing ? percent : null, 100);
   };
   head(job);
-  element("drawer-body").prepend(h("div", { class: "line" }, h("span", { class: "line start" }, state, doing), stop), progress);
+  element("drawer-body").prepend(line(h("span", { class: "line start" }, state, doing), stop), progress);
   element("drawer-body").append(part("Transcript so far", transcript.node));
   return { head, transcript };
 }
@@ -77,72 +82,104 @@ function running(job) {
 const part = (title, ...nodes) => h("section", {}, h("h3", {}, title), nodes);
 
 function draw(job) {
+  const { result, error } = job;
   say(element("drawer-title"), job.file_name);
-  const body = element("drawer-body"), { result } = job, ended = ENDED.has(job.status);
-  const curl = ["curl", ...(accessKey() === null ? [] : ['-H "X-API-Key: $KEY"']), `${location.origin}/jobs/${job.job_id}`].join(" ");
-  const parts = [
-    h("div", { class: "line" }, h("span", { class: "line start" }, ended ? mark(chip(), job.status) : null, h("code", { class: "quiet code" }, job.job_id)), copier("Copy as curl", curl)),
-  ];
-  if (job.error) parts.push(h("p", { class: "notice", data: { tone: "bad" } }, `${job.error.message} (${job.error.code})`));
+  const parts = [identity(job)];
+  if (error) parts.push(h("p", { class: "notice", data: { tone: "bad" } }, `${error.message} (${error.code})`));
   parts.push(part("What took how long", timeline(job)), part("What was asked", asked(job)));
   if (job.metadata) parts.push(part("Metadata", h("pre", { tabindex: "0" }, JSON.stringify(job.metadata, null, 2))));
-  if (result) parts.push(part("What was heard", heard(job)));
+  if (result) parts.push(part("What was heard", heard(result)));
   if (job.callback) parts.push(callbacks(job));
   if (result) parts.push(words(job));
-  body.replaceChildren(...parts);
+  element("drawer-body").replaceChildren(...parts);
+}
+
+function identity({ job_id: id, status }) {
+  const key = accessKey() === null ? [] : ['-H "X-API-Key: $KEY"']; // the shell's, not the key itself
+  const curl = ["curl", ...key, `${location.origin}/jobs/${id}`].join(" ");
+  const state = ENDED.has(status) ? mark(chip(), status) : null;
+  const named = h("span", { class: "line start" }, state, h("code", { class: "quiet" }, id));
+  return line(named, copier("Copy as curl", curl));
 }
 
 /** Waiting and each stage, as bars on one scale. A stage may run beside another. */
 function timeline(job) {
-  const stages = [["waiting", job.queue_time_s], ...Object.entries(job.timings)].filter(([, seconds]) => known(seconds));
+  const all = [["waiting", job.queue_time_s], ...Object.entries(job.timings)];
+  const stages = all.filter(([, seconds]) => known(seconds));
   stages.sort(([a], [b]) => STAGES.indexOf(a) - STAGES.indexOf(b));
-  if (stages.length === 0) return h("p", { class: "quiet" }, "It waits for its turn.");
+  if (stages.length === 0) return aside("It waits for its turn.");
   const longest = Math.max(...stages.map(([, seconds]) => seconds), 0.001);
   return h("ol", { class: "timeline" }, stages.map(([name, seconds]) => {
     const length = h("i", { "aria-hidden": "true" });
     length.style.width = `${Math.max(0.5, (100 * seconds) / longest)}%`;
-    return h("li", {}, h("span", {}, name), h("span", { class: "track" }, length), h("span", { class: "number" }, span(seconds)));
+    return h("li", {}, h("span", {}, name), h("span", { class: "track" }, length), h("span", {}, span(seconds)));
   }));
 }
 
 function asked(job) {
-  const speed = job.duration && job.processing_time_s ? figure(job.duration / job.processing_time_s, "× real time", 1) : UNKNOWN;
+  const times = job.duration && job.processing_time_s ? job.duration / job.processing_time_s : null;
   return facts([
-    ["Model", job.model], ["Language", job.language], ["Task", job.task], ["Priority", number(job.priority)],
-    ["Audio", known(job.duration) ? clock(job.duration) : UNKNOWN], ["Size", bytes(job.file_size_bytes)], ["Attempts", number(job.attempt)],
-    ["Sent", moment(job.created_at)], ["Begun", moment(job.started_at)], ["Ended", moment(job.finished_at)], ["Speed", job.reused ? "an earlier job's result" : speed],
+    ["Model", job.model],
+    ["Language", job.language],
+    ["Task", job.task],
+    ["Priority", number(job.priority)],
+    ["Audio", given(job.duration, clock) ?? UNKNOWN],
+    ["Size", bytes(job.file_size_bytes)],
+    ["Attempts", number(job.attempt)],
+    ["Sent", moment(job.created_at)],
+    ["Begun", moment(job.started_at)],
+    ["Ended", moment(job.finished_at)],
+    ["Speed", job.reused ? "an earlier job's result" : figure(times, "× real time", 1)],
     ...(job.source_url ? [["From", job.source_url]] : []),
   ]);
 }
 
-function heard({ result }) {
-  const { quality, diarization: who, gpu } = result;
-  const pairs = [["Language", known(result.language_probability) ? `${result.language}, ${number(100 * result.language_probability)} %` : result.language],
-    ["Mode", result.mode], ["Segments", number(result.segments.length)], ["Tokens", number(result.token_count)]];
-  const doubts = quality.low_confidence_segments.length + quality.repetition_segments.length + (quality.silence_segments?.length ?? 0);
-  pairs.push(["To be doubted", doubts ? `${doubts} segments` : "none"]);
+function heard({ language, language_probability, mode, segments, token_count, quality, diarization: who, gpu }) {
+  const { low_confidence_segments: low, repetition_segments: loops, silence_segments: silent = [] } = quality;
+  const doubted = new Set([...low, ...loops, ...silent]).size;
+  const pairs = [
+    ["Language", phrase(language, given(language_probability, (share) => `${number(100 * share)} %`))],
+    ["Mode", mode],
+    ["Segments", number(segments.length)],
+    ["Tokens", number(token_count)],
+    ["To be doubted", doubted ? `${doubted} segments` : "none"],
+  ];
   if (quality.vad_dropped_s) pairs.push(["Without speech", span(quality.vad_dropped_s)]);
-  if (who) pairs.push(["Speakers", who.error ? `not known: ${who.error}` : number(who.speakers.length)], ["Found by", `${who.model}${who.device ? ` on ${who.device}` : ""}`]);
-  if (gpu) pairs.push([`GPU ${gpu.index}`, `${figure(gpu.util_avg_percent, "%")} on average, ${figure(gpu.util_max_percent, "%")} at most`], ["GPU memory", `${memory(gpu.vram_used_max_mb)} at most`]);
+  if (who) {
+    pairs.push(["Speakers", who.error ? `not known: ${who.error}` : number(who.speakers.length)]);
+    pairs.push(["Found by", phrase(who.model, who.device)]);
+  }
+  if (gpu) {
+    const [average, most] = [gpu.util_avg_percent, gpu.util_max_percent].map((percent) => figure(percent, "%"));
+    pairs.push([`GPU ${gpu.index}`, `${average}, at most ${most}`]);
+    pairs.push(["GPU memory", `at most ${memory(gpu.vram_used_max_mb)}`]);
+  }
   return facts(pairs);
 }
 
 function words(job) {
-  const transcript = new Transcript(), { result } = job;
-  transcript.show(0, result.segments.length ? result.segments : result.diarization_segments);
-  return part("Transcript", downloads(job), transcript.count ? transcript.node : h("p", { class: "empty" }, "Nothing was said."));
+  const transcript = new Transcript(), { segments, diarization_segments: turns } = job.result;
+  transcript.show(0, segments.length ? segments : turns);
+  const nothing = h("p", { class: "empty" }, "Nothing was said.");
+  return part("Transcript", downloads(job), transcript.count ? transcript.node : nothing);
 }
 
-function callbacks(job) {
-  const list = h("ul", { class: "rows" }), said = h("p", { class: "quiet" }), address = h("p", { class: "quiet code" });
-  const fill = (log) => {
-    show(address, log.url);
-    say(said, [log.state ?? "it is sent when the job has ended", `${log.attempts} attempts`, log.next_attempt_at ? `next at ${moment(log.next_attempt_at)}` : null].filter(Boolean).join(" · "));
-    list.replaceChildren(...log.deliveries.toReversed().map((tried) => h("li", { class: "line" }, h("span", {}, `${tried.number}. ${moment(tried.at)}`),
-      h("span", { class: tried.delivered ? "quiet" : "bad" }, tried.error ?? `answered ${tried.status}`), h("span", { class: "quiet" }, span(tried.duration_s)))));
+function callbacks({ job_id: id, status }) {
+  const list = h("ul", { class: "rows" }), said = aside(), address = h("p", { class: "quiet code" });
+  const fill = ({ url, state, attempts, next_attempt_at: next, deliveries }) => {
+    show(address, url);
+    const tries = `${attempts} attempts`, again = given(next, (at) => `next at ${moment(at)}`);
+    say(said, phrase(state ?? "it is sent when the job has ended", tries, again));
+    list.replaceChildren(...deliveries.toReversed().map(delivery));
   };
-  const again = button("Send again", trying(async () => fill(await (await post(`/jobs/${job.job_id}/callbacks/redeliver`)).json())));
-  again.disabled = !ENDED.has(job.status);
-  trying(async () => fill(await ask(`/jobs/${job.job_id}/callbacks`)))();
-  return part("Callback", h("div", { class: "line" }, said, again), address, list);
+  const redeliver = async () => fill(await (await post(`/jobs/${id}/callbacks/redeliver`)).json());
+  const again = button("Send again", trying(redeliver));
+  again.disabled = !ENDED.has(status);
+  trying(async () => fill(await ask(`/jobs/${id}/callbacks`)))();
+  return part("Callback", line(said, again), address, list);
+}
+
+function delivery({ number: count, at, delivered, error, status, duration_s }) {
+  const outcome = h("span", { class: delivered ? "quiet" : "bad" }, error ?? `answered ${status}`);
+  return h("li", { class: "line" }, h("span", {}, `${count}. ${moment(at)}`), outcome, quiet(span(duration_s)));
 }

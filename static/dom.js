@@ -4,17 +4,25 @@ import { tone } from "/static/words.js";
 
 export const element = (id) => document.getElementById(id);
 
-/** `on` in `properties` holds listeners, `data` the dataset; the others are attributes, left out where null or false. */
+/** `on` in `properties` holds listeners, `data` the dataset; the others are attributes, but for null and false. */
 export function h(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name === "on") Object.entries(value).forEach(([event, heard]) => made.addEventListener(event, heard));
     else if (name === "data") Object.assign(made.dataset, value);
-    else if (value !== null && value !== false && value !== undefined) made.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.flat().filter((child) => child !== null));
   return made;
 }
+
+// The few that the page is made of.
+export const line = (...children) => h("div", { class: "line" }, ...children);
+export const tight = (...children) => h("div", { class: "line tight" }, ...children);
+export const quiet = (...children) => h("span", { class: "quiet" }, ...children);
+export const aside = (...children) => h("p", { class: "quiet" }, ...children);
+export const problem = () => h("p", { class: "bad", hidden: true });
+export const progressOf = (what) => h("progress", { max: 100, "aria-label": `Progress of ${what}` });
 
 export function say(target, text) {
   if (target.textContent !== text) target.textContent = text;
@@ -51,7 +59,7 @@ const shown = new WeakMap();
 export function rows(parent, items, key, make) {
   const before = shown.get(parent) ?? new Map();
   const now = new Map(items.map((item) => [key(item), null]));
-  before.forEach((row, name) => now.has(name) || row.node.remove()); // first: what stays is not moved, and keeps the focus
+  before.forEach((row, name) => now.has(name) || row.node.remove()); // first: what stays keeps its place, and the focus
   let place = parent.firstElementChild;
   for (const item of items) {
     const row = before.get(key(item)) ?? make(item);
@@ -64,7 +72,8 @@ export function rows(parent, items, key, make) {
 }
 
 export function facts(pairs) {
-  return h("dl", { class: "facts" }, pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  const fact = ([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+  return h("dl", { class: "facts" }, pairs.map(fact));
 }
 
 export function notice(text) {

@@ -1,7 +1,7 @@
 // What happened: the daemon's last events, newest first.
 
 import { element, h, rows } from "/static/dom.js";
-import { moment } from "/static/words.js";
+import { moment, tone } from "/static/words.js";
 
 let events = [];
 
@@ -18,7 +18,8 @@ function render() {
   const shown = element("only-bad").checked ? events.filter(({ level }) => level !== "info") : events;
   element("no-events").hidden = shown.length > 0;
   rows(element("event-rows"), shown, ({ seq }) => seq, ({ at, level, kind, text }) => {
-    const word = h("span", { class: "level", data: { tone: { warning: "wait", error: "bad" }[level] ?? "none" } }, level);
-    return { node: h("li", { title: kind }, h("time", { datetime: at }, moment(at)), word, h("span", {}, text)), fill() {} };
+    const word = h("span", { class: "level", data: { tone: tone(level) } }, level);
+    const time = h("time", { datetime: at }, moment(at));
+    return { node: h("li", { title: kind }, time, word, h("span", {}, text)), fill() {} };
   });
 }

@@ -2,7 +2,7 @@
 
 import { accessKey, giveKey } from "/static/api.js";
 import { element, h, mark, notice, rows, say, show } from "/static/dom.js";
-import { figure, known, number, span, tone } from "/static/words.js";
+import { figure, given, number, phrase, span, tone } from "/static/words.js";
 
 const THEMES = ["auto", "light", "dark"];
 const STALE_S = 3;
@@ -28,9 +28,9 @@ export function showState(state) {
   const { health, queue, database } = state;
   mark(element("health"), health.status);
   show(element("reason"), health.reason);
-  const about = [`version ${state.version}`, `up ${span(state.uptime_s)}`];
-  if (known(database)) about.push(database.answers ? `database ${figure(database.latency_ms, "ms", 1)}` : "database does not answer");
-  say(element("about"), about.join(" · "));
+  const latency = database?.answers ? figure(database.latency_ms, "ms", 1) : "does not answer";
+  const answer = given(database, () => `database ${latency}`);
+  say(element("about"), phrase(`version ${state.version}`, `up ${span(state.uptime_s)}`, answer));
   figures(element("figures"), FIGURES.map(([name, text]) => [name, text(queue)]));
   tab(health.status, queue);
 }

@@ -1,12 +1,12 @@
 // The table of jobs: asked for a page at a time when the queue has changed; what runs moves with the live state.
 
 import { ask, post } from "/static/api.js";
-import { bar, button, chip, element, h, mark, rows, say, sure, trying } from "/static/dom.js";
-import { clock, known, moment, short, span } from "/static/words.js";
+import { bar, button, chip, element, h, mark, progressOf, quiet, rows, say, sure, trying } from "/static/dom.js";
+import { clock, given, moment, number, short, span, UNKNOWN } from "/static/words.js";
 
 const PAGE = 20;
 const EVERY_MS = 2000;
-const ENDED = new Set(["completed", "failed", "cancelled"]);
+export const ENDED = new Set(["completed", "failed", "cancelled"]);
 
 const pages = [null]; // the cursor of each page up to the one that is shown
 let next = null;
@@ -18,9 +18,8 @@ let timer = 0;
 let asking = false;
 
 export async function cancel(job) {
-  if (await sure("Cancel this job?", `${job.file_name} (${short(job.job_id)}) is ${job.status}. A job that was cancelled does not come back.`, "Cancel the job")) {
-    await post(`/jobs/${job.job_id}/cancel`);
-  }
+  const explanation = `${job.file_name} (${short(job.job_id)}): a job that was cancelled does not come back.`;
+  if (await sure("Cancel this job?", explanation, "Cancel the job")) await post(`/jobs/${job.job_id}/cancel`);
 }
 
 export function start() {
@@ -31,19 +30,19 @@ export function start() {
 }
 
 export function showJobs(state) {
-  running = new Map(state.workers.flatMap(({ jobs }) => jobs).filter(({ id }) => id !== null).map((job) => [job.id, job]));
+  running = new Map(state.workers.flatMap((worker) => worker.jobs).map((job) => [job.id, job]));
   models(state.models);
-  const { queued_ids, running_ids, ...counts } = state.queue;
-  const now = JSON.stringify([counts.queued, counts.completed, counts.failed, counts.cancelled, queued_ids, running_ids]);
+  const { queued, completed, failed, cancelled, queued_ids, running_ids } = state.queue;
+  const now = JSON.stringify([queued, completed, failed, cancelled, queued_ids, running_ids]);
   if (now !== queue) refresh();
   else if (running.size > 0) render();
   queue = now;
 }
 
-function models(known) {
-  const names = known.filter(({ source }) => source !== "pipeline").map(({ name }) => name);
-  const select = element("by-model");
-  rows(select, ["", ...names], (name) => name, (name) => ({ node: h("option", { value: name }, name || "all"), fill() {} }));
+function models(all) {
+  const names = all.filter(({ source }) => source !== "pipeline").map(({ name }) => name);
+  const option = (name) => ({ node: h("option", { value: name }, name || "all"), fill() {} });
+  rows(element("by-model"), ["", ...names], (name) => name, option);
 }
 
 function turn(to) {
@@ -66,9 +65,8 @@ const load = trying(async () => {
   asking = true;
   askedAt = performance.now();
   const query = new URLSearchParams({ limit: PAGE });
-  for (const [name, value] of [["status", element("by-status").value], ["model", element("by-model").value], ["cursor", pages.at(-1)]]) {
-    if (value) query.set(name, value);
-  }
+  const filters = { status: element("by-status").value, model: element("by-model").value, cursor: pages.at(-1) };
+  for (const [name, value] of Object.entries(filters)) if (value) query.set(name, value);
   try {
     ({ jobs, next_cursor: next } = await ask(`/jobs?${query}`));
     render();
@@ -81,37 +79,42 @@ function render() {
   rows(element("job-rows"), jobs, (job) => job.job_id, row);
   const filtered = element("by-status").value || element("by-model").value;
   element("no-jobs").hidden = jobs.length > 0;
-  say(element("no-jobs"), filtered ? "No job is like this." : "No jobs yet: drop a recording at “Try it”, or send one to POST /transcribe.");
+  const none = "No jobs yet: drop a recording at “Try it”, or send one to POST /transcribe.";
+  say(element("no-jobs"), filtered ? "No job is like this." : none);
   element("newer").disabled = pages.length === 1;
   element("older").disabled = next === null;
   say(element("page-number"), pages.length > 1 || next !== null ? `page ${pages.length}` : "");
 }
 
 function row({ job_id: id, file_name: name }) {
-  const state = chip(), doing = h("span", { class: "quiet" }), progress = h("progress", { max: 100, "aria-label": `Progress of ${short(id)}` });
+  const state = chip(), doing = quiet(), progress = progressOf(short(id));
   const cells = Array.from({ length: 5 }, () => h("td", { class: "roomy number" }));
   let job = null;
   const stop = button("Cancel", trying(() => cancel(job)), { "aria-label": `Cancel ${name} ${short(id)}` });
-  const node = h("tr", { on: { click: (event) => event.target.closest("a, button") || getSelection().toString() || (location.hash = `#/jobs/${id}`) } },
-    h("th", { scope: "row" }, h("a", { href: `#/jobs/${id}` }, name), h("span", { class: "quiet code" }, short(id))),
-    h("td", {}, h("div", { class: "line start" }, state, doing), progress), cells, h("td", { class: "end" }, stop));
+  const link = h("a", { href: `#/jobs/${id}` }, name), more = h("span", { class: "quiet code" }, short(id));
+  const click = (event) => event.target.closest("a, button") || getSelection().toString() || link.click();
+  const node = h(
+    "tr", { on: { click } },
+    h("th", { scope: "row" }, link, more),
+    h("td", {}, h("div", { class: "line start" }, state, doing), progress), cells, h("td", { class: "end" }, stop),
+  );
   return { node, fill(now) {
     job = now;
-    const live = now.status === "queued" || now.status === "processing" ? running.get(id) : undefined;
-    const status = live ? "processing" : now.status;
+    const live = ENDED.has(now.status) ? undefined : running.get(id);
+    const { stage, progress: percent } = live ?? now, status = live ? "processing" : now.status;
     mark(state, status);
-    const percent = live ? live.progress : now.progress;
-    say(doing, doingOf(now, status, live?.stage ?? now.stage, percent));
+    say(doing, doingOf(now, status, stage, percent));
     bar(progress, status === "processing" ? percent : null, 100);
-    const texts = [now.model, known(now.duration) ? clock(now.duration) : "–", moment(now.created_at), span(now.queue_time_s), now.reused ? "reused" : span(now.processing_time_s)];
-    texts.forEach((text, index) => say(cells[index], text));
+    const took = now.reused ? "reused" : span(now.processing_time_s);
+    const length = given(now.duration, clock) ?? UNKNOWN;
+    [now.model, length, moment(now.created_at), span(now.queue_time_s), took].forEach((text, i) => say(cells[i], text));
     stop.hidden = ENDED.has(status);
   } };
 }
 
 function doingOf(job, status, stage, percent) {
-  if (status === "processing") return `${stage ?? ""} ${Math.round(percent)} %`;
+  if (status === "processing") return `${stage ?? ""} ${number(percent)} %`;
   if (status !== "queued") return job.attempt > 1 ? `${job.attempt} attempts` : "";
   if (stage === "fetching") return "fetching";
-  return known(job.queue_position) ? `place ${job.queue_position + 1}` : "";
+  return given(job.queue_position, (ahead) => `place ${ahead + 1}`) ?? "";
 }

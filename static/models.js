@@ -1,14 +1,18 @@
 // The catalogue: what is there, what is coming, what could be.
 
 import { call } from "/static/api.js";
-import { bar, button, chip, element, h, mark, rows, say, show, sure, trying } from "/static/dom.js";
-import { bytes, known, memory, moment, span } from "/static/words.js";
+import {
+  aside, bar, button, chip, element, h, line, mark, problem, rows, say, show, sure, tight, trying,
+} from "/static/dom.js";
+import { bytes, given, memory, moment, phrase, span } from "/static/words.js";
 
 const COMING = new Set(["downloading", "verifying"]);
 const SOURCES = { file: "local file", pipeline: "who speaks when" };
 
-const change = (name, enabled) =>
-  call(`/models/${encodeURIComponent(name)}`, { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ enabled }) });
+function change(name, enabled) {
+  const headers = { "Content-Type": "application/json" }, body = JSON.stringify({ enabled });
+  return call(`/models/${encodeURIComponent(name)}`, { method: "PATCH", headers, body });
+}
 
 export function showModels({ models, telemetry }) {
   const enabled = models.filter((model) => model.enabled), others = models.filter((model) => !model.enabled);
@@ -17,34 +21,36 @@ export function showModels({ models, telemetry }) {
   element("no-models").hidden = enabled.length > 0;
   element("others").hidden = others.length === 0;
   say(element("others-said"), `${others.length} more, not enabled`);
-  const host = telemetry?.host;
-  say(element("disk"), known(host?.disk_free_mb) ? `${memory(host.disk_free_mb)} free on disk` : "");
+  say(element("disk"), given(telemetry?.host.disk_free_mb, (mb) => `${memory(mb)} free on disk`) ?? "");
 }
 
 function row({ name, source }) {
-  const state = chip(), said = h("p", { class: "quiet" }), error = h("p", { class: "bad", hidden: true });
+  const state = chip(), said = aside(), error = problem();
   const progress = h("progress", { "aria-label": `Download of ${name}` });
-  const named = (verb) => ({ "aria-label": `${verb} ${name}` });
-  const retry = button("Try again", trying(() => change(name, true)), named("Try again:"));
-  const enable = button("Enable", trying(() => change(name, true)), named("Enable"));
-  const disable = button("Disable", trying(async () => {
-    if (await sure(`Disable ${name}?`, "New jobs cannot ask for it any more. Its file stays.", "Disable")) await change(name, false);
-  }), named("Disable"));
-  const node = h("li", {}, h("div", { class: "line tight" }, h("strong", { class: "name" }, name), state), h("div", { class: "line" }, said, h("span", { class: "line acts" }, retry, enable, disable)), progress, error);
+  const act = (verb, does) => button(verb, trying(does), { "aria-label": `${verb} ${name}` });
+  const retry = act("Try again", () => change(name, true));
+  const enable = act("Enable", () => change(name, true));
+  const disable = act("Disable", async () => {
+    const explanation = "New jobs cannot ask for it any more. Its file stays.";
+    if (await sure(`Disable ${name}?`, explanation, "Disable")) await change(name, false);
+  });
+  const acts = h("span", { class: "line acts" }, retry, enable, disable);
+  const node = h("li", {}, tight(h("strong", { class: "name" }, name), state), line(said, acts), progress, error);
   return { node, fill(model) {
-    const coming = COMING.has(model.state), partly = coming || (model.state === "failed" && model.done_bytes > 0);
     mark(state, model.state);
-    say(said, [
-      partly ? `${bytes(model.done_bytes)} of ${bytes(model.size_bytes)}` : known(model.size_bytes) ? bytes(model.size_bytes) : null,
-      coming && known(model.rate_bytes_per_s) ? `${bytes(model.rate_bytes_per_s)}/s` : null,
-      coming && known(model.left_s) ? `${span(model.left_s)} left` : null,
-      SOURCES[model.source] ?? null, known(model.retry_at) ? `next try at ${moment(model.retry_at)}` : null,
-    ].filter(Boolean).join(" · "));
-    bar(progress, coming && model.size_bytes ? model.done_bytes : null, model.size_bytes);
+    say(said, phrase(...coming(model), SOURCES[source], given(model.retry_at, (at) => `next try at ${moment(at)}`)));
+    bar(progress, COMING.has(model.state) && model.size_bytes ? model.done_bytes : null, model.size_bytes);
     show(error, model.error);
-    const ours = source !== "pipeline"; // it is a setting, not a row of the catalogue
+    const ours = source !== "pipeline"; // that one is a setting, not a row of the catalogue
     retry.hidden = !ours || model.state !== "failed";
     enable.hidden = !ours || model.enabled;
     disable.hidden = !ours || !model.enabled;
   } };
+}
+
+function coming({ state, size_bytes: size, done_bytes: done, rate_bytes_per_s: rate, left_s: left }) {
+  const whole = given(size, bytes);
+  if (!COMING.has(state)) return [state === "failed" && done > 0 ? `${bytes(done)} of ${bytes(size)}` : whole];
+  const pace = given(rate, (each) => `${bytes(each)}/s`);
+  return [`${bytes(done)} of ${bytes(size)}`, pace, given(left, (seconds) => `${span(seconds)} left`)];
 }

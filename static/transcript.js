@@ -6,7 +6,7 @@ import { clock } from "/static/words.js";
 
 const COLOURS = 8;
 const LONG = 200; // what is not seen is not laid out then
-const FORMATS = [["srt", "srt", "srt"], ["vtt", "vtt", "vtt"], ["txt", "text", "txt"], ["json", "verbose_json", "json"], ["tsv", "tsv", "tsv"]];
+const FORMATS = { srt: "srt", vtt: "vtt", txt: "text", json: "verbose_json", tsv: "tsv" }; // by how files end
 
 export class Transcript {
   #speakers = new Map();
@@ -33,7 +33,8 @@ export class Transcript {
     const time = h("time", { title: `${clock(start)} to ${clock(end)}` }, clock(start));
     const who = speaker && speaker !== before ? h("strong", { class: "who" }, speaker) : null;
     const said = text || (speaker ? `until ${clock(end)}` : "");
-    return h("li", { data: { speaker, colour: speaker ? this.#colour(speaker) : "none" } }, time, h("span", {}, who, h("span", {}, said.trim())));
+    const data = { speaker, colour: speaker ? this.#colour(speaker) : "none" };
+    return h("li", { data }, time, h("span", {}, who, h("span", {}, said.trim())));
   }
 
   #colour(speaker) {
@@ -44,8 +45,11 @@ export class Transcript {
 
 export function downloads(job) {
   const stem = job.file_name.replace(/\.[^.]*$/, "") || "transcript";
-  return h("div", { class: "line start downloads", role: "group", "aria-label": "Download the transcript" }, FORMATS.map(([name, format, ending]) =>
-    button(name, trying(() => download(`/jobs/${job.job_id}/result?format=${format}`, `${stem}.${ending}`)), { "aria-label": `Download as ${name}` })));
+  const buttons = Object.entries(FORMATS).map(([ending, format]) => {
+    const get = () => download(`/jobs/${job.job_id}/result?format=${format}`, `${stem}.${ending}`);
+    return button(ending, trying(get), { "aria-label": `Download as ${ending}` });
+  });
+  return h("div", { class: "line start downloads", role: "group", "aria-label": "Download the transcript" }, buttons);
 }
 
 export function copier(text, value) {

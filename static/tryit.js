@@ -1,12 +1,13 @@
 // Drop a recording, watch it, read it: what any client does by POST /transcribe and GET /jobs/ID/events.
 
 import { ask, credentials, follow, refusal } from "/static/api.js";
-import { bar, button, chip, element, h, mark, notice, rows, say, show, trying } from "/static/dom.js";
-import { cancel } from "/static/jobs.js";
+import {
+  bar, button, chip, element, h, line, mark, notice, problem, progressOf, quiet, rows, say, show, trying,
+} from "/static/dom.js";
+import { cancel, ENDED } from "/static/jobs.js";
 import { downloads, Transcript } from "/static/transcript.js";
-import { bytes, number } from "/static/words.js";
+import { bytes, given, number } from "/static/words.js";
 
-const ENDED = new Set(["completed", "failed", "cancelled"]);
 let file = null;
 let languages = false;
 
@@ -29,7 +30,8 @@ export function start() {
 
 export function showChoices({ models }) {
   const usable = models.filter((model) => model.enabled && model.source !== "pipeline");
-  rows(element("try-model"), [{ name: "" }, ...usable], ({ name }) => name, ({ name }) => ({ node: h("option", { value: name }, name || "the default"), fill() {} }));
+  const option = ({ name }) => ({ node: h("option", { value: name }, name || "the default"), fill() {} });
+  rows(element("try-model"), [{ name: "" }, ...usable], ({ name }) => name, option);
 }
 
 async function fillLanguages() {
@@ -55,7 +57,10 @@ function upload(form, hear) {
   request.upload.addEventListener("progress", ({ loaded, total }) => hear(loaded, total));
   return new Promise((done, failed) => {
     request.addEventListener("error", () => failed(new Error("the upload broke off")));
-    request.addEventListener("load", () => (request.status < 300 ? done(JSON.parse(request.responseText)) : failed(refusal(request.status, request.responseText))));
+    request.addEventListener("load", () => {
+      if (request.status < 300) done(JSON.parse(request.responseText));
+      else failed(refusal(request.status, request.responseText));
+    });
     request.send(form);
   });
 }
@@ -63,14 +68,15 @@ function upload(form, hear) {
 const send = trying(async () => {
   notice("");
   const form = new FormData();
-  for (const [name, value] of [["model", element("try-model").value], ["language", element("try-language").value]]) if (value) form.set(name, value);
-  if (element("try-diarize").checked) form.set("diarize", "true");
-  form.set("file", file);
+  const diarize = element("try-diarize").checked ? "true" : "";
+  const fields = { model: element("try-model").value, language: element("try-language").value, diarize, file };
+  for (const [name, value] of Object.entries(fields)) if (value) form.set(name, value);
   element("try-send").disabled = true;
   const shown = panel();
   try {
     const { job_id } = await upload(form, shown.sent);
-    await follow(job_id, (event, data) => (event === "segments" ? shown.heard(data) : shown.moved(data)), new AbortController().signal);
+    const hear = (event, data) => (event === "segments" ? shown.heard(data) : shown.moved(data));
+    await follow(job_id, hear, new AbortController().signal);
   } catch (error) {
     shown.broke(error.message);
   } finally {
@@ -79,13 +85,13 @@ const send = trying(async () => {
 });
 
 function panel() {
-  const state = chip("uploading"), said = h("span", { class: "quiet" }), error = h("p", { class: "bad", hidden: true }), after = h("div");
-  const progress = h("progress", { max: 100, "aria-label": "Progress of your recording" }), transcript = new Transcript();
+  const state = chip(), said = quiet(), error = problem(), after = h("div");
+  const progress = progressOf("your recording"), transcript = new Transcript();
   let job = null;
   const stop = button("Cancel", trying(() => cancel(job)), { hidden: true });
-  const host = element("try-job");
-  host.replaceChildren(h("div", { class: "line" }, h("span", { class: "line start" }, h("span", { role: "status" }, state), said), stop), progress, error, after, transcript.node);
-  host.hidden = false;
+  const doing = h("span", { class: "line start" }, h("span", { role: "status" }, state), said);
+  element("try-job").replaceChildren(line(doing, stop), progress, error, after, transcript.node);
+  element("try-job").hidden = false;
   mark(state, "uploading");
   return {
     sent(loaded, total) {
@@ -95,13 +101,15 @@ function panel() {
     heard: ({ first, segments }) => transcript.show(first, segments),
     moved(now) {
       job = now;
+      const processing = now.status === "processing", ended = ENDED.has(now.status);
+      const place = given(now.queue_position, (ahead) => `place ${ahead + 1}`) ?? "";
       mark(state, now.status);
-      const doing = now.status === "processing";
-      say(said, doing ? `${now.stage} ${number(now.progress)} %` : now.status === "queued" && now.queue_position !== null ? `place ${now.queue_position + 1}` : "");
-      bar(progress, doing ? now.progress : null, 100);
-      stop.hidden = ENDED.has(now.status);
+      say(said, processing ? `${now.stage} ${number(now.progress)} %` : place);
+      bar(progress, processing ? now.progress : null, 100);
       show(error, now.error?.message);
-      if (ENDED.has(now.status)) after.replaceChildren(...(now.status === "completed" ? [downloads(now)] : []), h("a", { href: `#/jobs/${now.job_id}` }, "All about this job"));
+      stop.hidden = ended;
+      const all = h("a", { href: `#/jobs/${now.job_id}` }, "All about this job");
+      if (ended) after.replaceChildren(...(now.status === "completed" ? [downloads(now), all] : [all]));
     },
     broke(message) {
       mark(state, "failed");

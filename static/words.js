@@ -13,6 +13,12 @@ export function number(value, digits = 0) {
   return formats.get(digits).format(value);
 }
 
+/** Of a value that is known; else null. */
+export const given = (value, text) => (known(value) ? text(value) : null);
+
+/** Of what there is to say. */
+export const phrase = (...parts) => parts.filter(Boolean).join(" · ");
+
 export const figure = (value, unit, digits = 0) => (known(value) ? `${number(value, digits)} ${unit}` : UNKNOWN);
 
 export function bytes(count) {
@@ -37,8 +43,8 @@ export function span(seconds) {
 /** A place in a recording. */
 export function clock(seconds) {
   const whole = Math.floor(seconds), hours = Math.floor(whole / 3600);
-  const rest = `${String(Math.floor(whole / 60) % 60).padStart(hours ? 2 : 1, "0")}:${String(whole % 60).padStart(2, "0")}`;
-  return hours ? `${hours}:${rest}` : rest;
+  const minutes = String(Math.floor(whole / 60) % 60), rest = String(whole % 60).padStart(2, "0");
+  return hours ? `${hours}:${minutes.padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
 
 const atTime = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
