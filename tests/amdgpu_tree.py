@@ -15,6 +15,7 @@ def amdgpu_tree(root: Path, *gpus: str, with_kfd: bool = True) -> Path:
         node = nodes / str(number)
         node.mkdir(parents=True)
         (node / "properties").write_text(properties)
+        (node / "gpu_id").write_text(f"{0 if number == 0 else 51_000 + number}\n")
         minor = dict(line.split() for line in properties.splitlines())["drm_render_minor"]
         if minor != "0":
             (root / f"dev/dri/renderD{minor}").touch()
@@ -38,3 +39,19 @@ def figures(root: Path, render_minor: int, **files: str) -> None:
         path = device / sensor if sensor == name else device / "hwmon/hwmon4" / sensor
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
+
+
+def process(root: Path, pid: int, number: int, vram_bytes: int) -> None:
+    """One that holds memory of the `number`th GPU, from 1."""
+    directory = root / f"sys/class/kfd/kfd/proc/{pid}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"vram_{51_000 + number}").write_text(f"{vram_bytes}\n")
+
+
+def on_the_bus(root: Path, render_minor: int, bdf: str) -> None:
+    """The device is a link to where it is, as in a real tree."""
+    device = root / f"sys/class/drm/renderD{render_minor}/device"
+    real = root / "sys/devices" / bdf
+    real.parent.mkdir(parents=True, exist_ok=True)
+    device.rename(real)
+    device.symlink_to(real)

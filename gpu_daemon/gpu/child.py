@@ -48,10 +48,11 @@ def reader_of(gpu: Watched) -> Reader:
 
         return partial(NvmlSource(pynvml).reader, gpu.uuid)
     if gpu.kind == "rocm" and gpu.render_minor is not None:
+        from gpu_daemon.gpu.amdsmi import installed, read_amd
         from gpu_daemon.gpu.sysfs import SysfsSource
 
-        read = partial(SysfsSource().read, gpu.render_minor)
-        return lambda: nullcontext(read)
+        render_minor = gpu.render_minor
+        return lambda: nullcontext(partial(read_amd, SysfsSource(), installed(), render_minor))
     raise ValueError("the driver gave it no name to ask for it by")
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from gpu_daemon.gpu.reading import GpuReading
 from gpu_daemon.gpu.sysfs import AmdGpu, SysfsSource
-from tests.amdgpu_tree import amdgpu_tree, figures, mi300x, rx_7900
+from tests.amdgpu_tree import amdgpu_tree, figures, mi300x, process, rx_7900
 
 
 def test_gpus_in_the_order_of_the_topology(tmp_path: Path) -> None:
@@ -53,9 +53,30 @@ def test_a_reading(tmp_path: Path) -> None:
         mem_info_vram_total=str(192 * 2**30),
         temp1_input_in_hwmon="47500",
         power1_average_in_hwmon="215000000",
+        power1_cap_in_hwmon="750000000",
+        freq1_input_in_hwmon="2100000000",
+        pp_dpm_mclk="0: 96Mhz \n1: 900Mhz *\n2: 1300Mhz ",
+        pwm1_in_hwmon="51",
+        pwm1_max_in_hwmon="255",
     )
+    (root / "sys/class/drm/renderD128/device/ras").mkdir()
+    (root / "sys/class/drm/renderD128/device/ras/umc_err_count").write_text("ue: 2\nce: 11\n")
+    process(root, 4711, 1, 2 * 2**30)
+    process(root, 900, 2, 2**30)  # of another GPU
     assert SysfsSource(root).read(128) == GpuReading(
-        util_percent=41.0, vram_used_mb=3072.0, vram_total_mb=196608.0, temperature_c=47.5, power_w=215.0
+        util_percent=41.0,
+        vram_used_mb=3072.0,
+        vram_free_mb=193536.0,
+        vram_total_mb=196608.0,
+        temperature_c=47.5,
+        power_w=215.0,
+        power_limit_w=750.0,
+        clock_sm_mhz=2100.0,
+        clock_mem_mhz=900.0,
+        throttle=None,
+        ecc_errors=2,
+        fan_percent=20.0,
+        by_process={4711: 2048.0},
     )
 
 
@@ -66,4 +87,4 @@ def test_power_under_its_newer_name_and_figures_that_fail(tmp_path: Path) -> Non
 
 
 def test_a_card_that_is_gone_has_no_figures(tmp_path: Path) -> None:
-    assert SysfsSource(tmp_path).read(128) == GpuReading()
+    assert SysfsSource(tmp_path).read(128) == GpuReading(reason="the driver does not show it")
