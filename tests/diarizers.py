@@ -11,7 +11,7 @@ from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from tests.espeak_whisper.corpus import speak
 
 LIMIT_S = 100.0
-SENTENCE = "The black dog sees the young doctor. The old king has a red book and seven small cats."
+SENTENCE = "The black dog sees the young doctor."
 
 
 def as_pcm(audio: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Pcm:
@@ -20,7 +20,7 @@ def as_pcm(audio: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Pcm:
 
 @cache
 def voice(name: str = "en-us", pitch: int = 50) -> Pcm:
-    """Some seven seconds."""
+    """Some three seconds."""
     return as_pcm(speak(SENTENCE, name, 150, pitch))
 
 
@@ -30,7 +30,7 @@ def quiet(seconds: float) -> Pcm:
 
 @cache
 def conversation() -> Pcm:
-    """Two speakers, a long pause, and a moment when both talk: half a minute."""
+    """Two speakers, a long pause, and a moment when both talk: twenty seconds."""
     one, two = voice(), voice("fr", 90)
     both = one.copy()
     both[len(both) // 2 :] += two[: len(both) - len(both) // 2] // 2

@@ -167,13 +167,13 @@ class PyannoteDiarizer:
         finally:
             speakers.release()
         duration_s = len(diarization.audio) / SAMPLE_RATE_HZ
-        turns = _turns(output.speaker_diarization, duration_s)
+        turns = turns_of(output.speaker_diarization, duration_s)
         labels = output.speaker_diarization.labels()
         called = in_order(turns, matched(dict(zip(labels, output.speaker_embeddings, strict=True)), voices))
         diarization.tick(1.0)
         return Spoken(
             turns=_renamed(turns, called),
-            exclusive=_renamed(_turns(output.exclusive_speaker_diarization, duration_s), called),
+            exclusive=_renamed(turns_of(output.exclusive_speaker_diarization, duration_s), called),
             device=self._device,
             fallback=self._fallback,
         )
@@ -206,7 +206,7 @@ def _failed(error: Exception) -> JobError:
     return JobError(f"who speaks could not be found out ({type(error).__name__})", code="diarization_failed")
 
 
-def _turns(annotation: object, duration_s: float) -> tuple[SpeakerTurn, ...]:
+def turns_of(annotation: object, duration_s: float) -> tuple[SpeakerTurn, ...]:
     """In order of time. The last chunk is filled up with silence, and a turn may go on into that: it ends here."""
     turns = (
         SpeakerTurn(start=round(segment.start, 3), end=round(min(segment.end, duration_s), 3), speaker=speaker)

@@ -97,12 +97,15 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         if models.frozen:
             self.freeze(models.frozen)
         self.instantiate(models.tuned)
-        # Found out by trying, and remembered: on the CPU, for a GPU that has to be tried fails in more ways.
-        self._fewest_samples: int = self._embedding.min_num_samples if self.embedding_exclude_overlap else 0
-        self._nobody = self._embedding_of_nobody()
+        self._device = torch.device("cpu")
+        self._stream: Any = None
+        with self._quietly():
+            # pyannote finds it out by trying what raises nothing: a GPU has more to raise, and so has a warning.
+            self._fewest_samples: int = self._embedding.min_num_samples if self.embedding_exclude_overlap else 0
+            self._nobody = self._embedding_of_nobody()
         self._device = torch.device(device)
         self.to(self._device)
-        self._stream: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self._tick: Callable[[float], None] = _ignore
         self._fits: dict[str, int] = {}
         """How many chunks go at once, by stage, where it was too many before."""
@@ -237,7 +240,6 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
     def _embedding_of_nobody(self) -> Embedding:
         """Of a mask that is zero everywhere: nothing of what was heard is in it."""
         chunk = np.zeros((1, round(self._segmentation.duration * SAMPLE_RATE_HZ)), np.int16)
-        self._device = torch.device("cpu")
         with torch.inference_mode():
             embedding: Embedding = self._embed(chunk, torch.zeros(1, 1, 100))[0, 0].numpy()
         return embedding
