@@ -121,3 +121,18 @@ async def test_a_failure_to_tell_them_apart_costs_nothing_else(
 
         again = await served.finished(await served.submit(audio=SPOKEN, diarize="true"))
         assert not again["reused"]
+
+
+async def test_without_a_pipeline_it_is_said_why(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served_daemon(tmp_path, database, monkeypatch, diarization_model=str(tmp_path / "nowhere")) as served:
+        files = {"file": ("talk.wav", SPOKEN)}
+        processed = await served.client.post("/process", files=files)
+        refused = await served.client.post("/diarize", files=files)
+    assert (processed.status_code, len(processed.json()["segments"])) == (200, 3)
+    said = refused.json()
+    assert (refused.status_code, said["code"], said["current_job"]) == (503, "pipeline_unavailable", None)
+    assert said["error"] == said["message"] == processed.json()["diarization_error"]
+    assert "DIARIZATION_MODEL" in said["error"]
+    assert str(tmp_path) not in refused.text

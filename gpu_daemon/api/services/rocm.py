@@ -26,6 +26,8 @@ from gpu_daemon.transcript.formats import UNKNOWN_SPEAKER, parse_result
 from gpu_daemon.transcript.model import Segment
 
 BUSY = "Service occupé"
+NOT_BUSY = frozenset({"model_unavailable", "pipeline_unavailable"})
+"""What is 503 and has nothing to do with other jobs."""
 SPEAKER_FIELDS = ("hf_token", "num_speakers", "min_speakers", "max_speakers")
 ONE_SPEAKER = "SPEAKER_00"
 """Of every segment where nobody asked who speaks, as there."""
@@ -161,7 +163,7 @@ async def rocm_health(request: Request) -> RocmHealth:
 
 
 async def _refused(request: Request, refused: Refusal) -> Response:
-    busy = refused.status == 503
+    busy = refused.status == 503 and refused.code not in NOT_BUSY
     said = RocmError(
         error=BUSY if busy else refused.message,
         message=refused.message,
