@@ -22,6 +22,8 @@ from gpu_daemon.settings import child_environment
 INTERVAL_S = 1.0
 FRESH_S = 0.25
 """A reading as old as this still says how it is now; to be asked for another one costs the driver a few ms."""
+ANSWER_S = 0.25
+"""A job waits no longer for its last reading."""
 STALE_S = 5.0
 """Without a reading for so long nothing is known."""
 RENEW_S = 60.0
@@ -122,7 +124,7 @@ class Telemetry:
         if worker_index not in self._gpus or self._is_fresh(worker_index) or not self._ask(worker_index):
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(FRESH_S):
+            async with asyncio.timeout(ANSWER_S):
                 while not self._is_fresh(worker_index):
                     self._changed.clear()
                     await self._changed.wait()
@@ -206,6 +208,7 @@ class Telemetry:
 
     async def _read(self, lines: asyncio.StreamReader, *, began_s: float) -> None:
         """Returns when there are no more lines, or the child is to be replaced."""
+        spoke_s: float | None = None
         while True:
             line = b""
             try:
@@ -217,18 +220,20 @@ class Telemetry:
                 if not line:
                     return
                 self._received(line)
-            if self._is_spent(began_s):
+                spoke_s = spoke_s or clock.monotonic()
+            if self._is_spent(began_s, spoke_s):
                 return
 
-    def _is_spent(self, began_s: float) -> bool:
+    def _is_spent(self, began_s: float, spoke_s: float | None) -> bool:
         """A new child may know more of a GPU that is gone. While another one hangs the child is left alone: it might
         not end, and then nobody would read the others."""
         now_s = clock.monotonic()
         silent_s = [now_s - max(began_s, reading.read_at_s or 0) for reading in self._readings.values()]
-        unknown_s = [now_s - max(began_s, self._known_at_s.get(index, 0)) for index in self._gpus]
         if max(silent_s) > self._stale_s:
             return min(silent_s) > self._renew_s
-        return max(unknown_s) > self._renew_s
+        if spoke_s is None:
+            return False
+        return any(now_s - max(spoke_s, self._known_at_s.get(index, 0)) > self._renew_s for index in self._gpus)
 
     def _launch(self) -> bytes:
         gpus = [
