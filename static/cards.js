@@ -124,13 +124,14 @@ function gpuMeter() {
     vram.fill(gpu);
     const throttle = gpu.throttle?.length ? `throttled: ${gpu.throttle.join(", ")}` : "not throttled";
     show(board, phrase(
+      given(gpu.reason ?? null, (reason) => `nothing is known: ${reason}`),
       given(gpu.clock_sm_mhz, (mhz) => `${number(mhz)} MHz`),
       given(gpu.clock_mem_mhz, (mhz) => `memory ${number(mhz)} MHz`),
       given(gpu.throttle, () => throttle),
       given(gpu.ecc_errors, (count) => `ECC errors ${number(count)}`),
       given(gpu.processes, (count) => `${count} process${count === 1 ? "" : "es"}`),
     ));
-    board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors ? "wait" : "none";
+    board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors || gpu.reason ? "wait" : "none";
   } };
 }
 

@@ -138,7 +138,7 @@ TELEMETRY = {
     **{"util_percent": 93.0, "vram_used_mb": 6100.0, "vram_ours_mb": 5200.0, "vram_others_mb": 900.0},
     **{"vram_free_mb": 16933.0, "vram_total_mb": 23034.0, "temperature_c": 61.0, "power_w": 68.2},
     **{"power_limit_w": 72.0, "clock_sm_mhz": 1890.0, "clock_mem_mhz": 6251.0, "throttle": ["power cap"]},
-    **{"ecc_errors": 0, "processes": 2, "read_s_ago": 0.4},
+    **{"ecc_errors": 0, "processes": 2, "fan_percent": None, "read_s_ago": 0.4, "reason": None},
 }
 HOST = {
     **{"cpu_percent": 12.5, "memory_used_mb": 9216.0, "memory_total_mb": 64302.0},

@@ -1,6 +1,7 @@
 """What is, as metrics: queue, workers, models, callbacks, GPUs, host. Nothing is said of what is not known."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -9,6 +10,7 @@ from gpu_daemon.catalogue.status import ModelState, ModelStatus
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.reading import MIB, GpuReading, HostReading
 from gpu_daemon.metrics import PREFIX
+from gpu_daemon.runner.protocol import PIPELINE
 from gpu_daemon.scheduling.status import WorkerState, WorkerStatus
 
 UP = frozenset({WorkerState.IDLE, WorkerState.BUSY})
@@ -52,7 +54,7 @@ def of_workers(workers: Sequence[WorkerStatus]) -> Iterator[Metric]:
         jobs.add_metric(number, len(worker.jobs))
         restarts.add_metric(number, worker.restarts)
         for model, size_bytes in worker.loaded.items():
-            loaded.add_metric([model, *number], size_bytes)
+            loaded.add_metric([_shown(model), *number], size_bytes)
     yield from (up, busy, jobs, restarts, loaded)
 
 
@@ -63,10 +65,11 @@ def of_models(models: Sequence[ModelStatus]) -> Iterator[Metric]:
     size = _gauge("model_size_bytes", "Of its file.", "model")
     for model in models:
         if model.enabled:
-            ready.add_metric([model.name], model.state is ModelState.READY)
-            done.add_metric([model.name], model.done_bytes)
+            label = [_shown(model.name)]
+            ready.add_metric(label, model.state is ModelState.READY)
+            done.add_metric(label, model.done_bytes)
             if model.size_bytes is not None:
-                size.add_metric([model.name], model.size_bytes)
+                size.add_metric(label, model.size_bytes)
     yield from (ready, done, size)
 
 
@@ -102,6 +105,12 @@ def by_state(name: str, meaning: str, values: Mapping[str, float]) -> Metric:
     for state, value in values.items():
         family.add_metric([state], value)
     return family
+
+
+def _shown(model: str) -> str:
+    """A pipeline that is a directory of somebody's own by its last name: where it is is nobody's business."""
+    name = model.removeprefix(PIPELINE)
+    return model.removesuffix(name) + Path(name).name if name[:1] in ("/", "~", ".") else model
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:

@@ -322,7 +322,9 @@ class GpuTelemetry(Body):
     throttle: list[str] | None = Field(description="why it is slower than it could be; empty: it is not")
     ecc_errors: int | None = Field(description="that were not corrected")
     processes: int | None
+    fan_percent: float | None = None
     read_s_ago: float | None
+    reason: str | None = Field(default=None, description="why nothing is known: its driver hangs, or it is gone")
 
 
 class HostTelemetry(Body):

@@ -194,8 +194,10 @@ def telemetry_view(context: Context) -> Telemetry:
 
 
 def _gpu_view(reading: GpuReading) -> GpuTelemetry:
-    known = {name: rounded(getattr(reading, name)) for name in GpuTelemetry.model_fields if name != "throttle"}
-    return GpuTelemetry(throttle=None if reading.throttle is None else list(reading.throttle), **known)
+    said = GpuTelemetry.model_fields.keys() - {"throttle", "reason"}
+    known = {name: rounded(getattr(reading, name)) for name in said}
+    throttle = None if reading.throttle is None else list(reading.throttle)
+    return GpuTelemetry(throttle=throttle, reason=reading.reason, **known)
 
 
 def rounded(value: float | None) -> float | None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,16 @@ def test_what_is_not_known_of_a_gpu_is_absent_not_nought(reading: GpuReading) ->
     found = samples(rendered(Metrics().registry, list(gauges.of_gpus({0: (CARD, reading)}))).decode())
     assert {name for name, labels in found if dict(labels).get("uuid") == "GPU-1"} == {"gpu_daemon_gpu_up"}
     assert value(found, "gpu_up", **GPU) == 0
+
+
+def test_where_a_pipeline_of_ones_own_lies_is_no_label() -> None:
+    worker = replace(WORKER, loaded={"diarization: /home/me/mine": 1, "diarization: pyannote/theirs": 1, "base": 1})
+    (*_, loaded) = gauges.of_workers([worker])
+    assert [sample.labels["model"] for sample in loaded.samples] == [
+        "diarization: mine",
+        "diarization: pyannote/theirs",
+        "base",
+    ]
 
 
 # The board, the alerts and the page of the documentation, over exactly these names.
