@@ -28,6 +28,12 @@ def fixed_length(model: str, n_tokens: int, path: Path) -> None:
     """`model`: one of DIMENSIONS; `n_tokens`: with the first timestamp, without the end of text."""
     dimensions = DIMENSIONS[model]
     weights = parameters(dimensions)
+    give_length(weights, dimensions, n_tokens)
+    torch.save({"dims": vars(dimensions), "model_state_dict": weights}, path)
+
+
+def give_length(weights: dict[str, torch.Tensor], dimensions: ModelDimensions, n_tokens: int) -> None:
+    """Changes the weights, as `parameters` makes them."""
     tokenizer = _tokenizer(dimensions)
     position = weights["decoder.positional_embedding"]  # half[n_text_ctx, n_text_state]
     token = weights["decoder.token_embedding.weight"]  # half[n_vocab, n_text_state]
@@ -39,7 +45,6 @@ def fixed_length(model: str, n_tokens: int, path: Path) -> None:
     token[tokenizer.eot, END] = SCORE_STRENGTH
     gain[TIMES], bias[TIMES] = 0, NORM_BIAS
     token[tokenizer.timestamp_begin :, TIMES] = -SCORE_STRENGTH
-    torch.save({"dims": vars(dimensions), "model_state_dict": weights}, path)
 
 
 def _tokenizer(dimensions: ModelDimensions) -> whisper.tokenizer.Tokenizer:

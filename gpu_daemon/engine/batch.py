@@ -69,10 +69,10 @@ class Batch:
         # float32[n, 2, n_vocab]
         logits = self._net.decoder.logits(hidden.gather(1, asked[:, :, None].expand(-1, -1, hidden.shape[2])))
         self._no_speech[windows] = logits[:, 0].softmax(-1)[:, self._tokenizer.no_speech]
-        for number, sequence in enumerate(sequences):
-            self._start(first + number, sequence, prompts[number, : len(sequence.prompt)])
         self.sequences += sequences
         rows = slice(first * self._group, len(self.sequences) * self._group)
+        about = torch.tensor([one for sequence in sequences for one in self._start(sequence)], dtype=torch.float64)
+        self._rows.start(rows, prompts.repeat_interleave(self._group, dim=0), about.to(self._device))
         self._say(logits[:, 1].repeat_interleave(self._group, dim=0), rows)
 
     def step(self) -> None:
@@ -103,19 +103,17 @@ class Batch:
         if sequence in self.sequences:
             self._free(self.sequences.index(sequence))
 
-    def _start(self, window: int, sequence: Sequence, prompt: Tensor) -> None:
-        limit = min(len(prompt) + self._dims.n_text_ctx // 2, self._dims.n_text_ctx + 1)
-        for hypothesis in range(self._group):
-            self._rows.start(
-                window * self._group + hypothesis,
-                prompt,
-                limit=limit,
-                temperature=sequence.temperature,
-                seed=sequence.seed + hypothesis * NOISES,
-            )
-        self._lengths.append(len(prompt))
+    def _start(self, sequence: Sequence) -> list[tuple[int, int, float, int]]:
+        """Of each of its hypotheses what `Rows.start` is told; a float64 holds seeds of 40 bits exactly."""
+        length = len(sequence.prompt)
+        limit = min(length + self._dims.n_text_ctx // 2, self._dims.n_text_ctx + 1)
+        self._lengths.append(length)
         if self._beams is not None:
             self._beams.append(Beams(self._group, sequence.prompt, self._rules.eot, limit))
+        return [
+            (length, limit, sequence.temperature, sequence.seed + hypothesis * NOISES)
+            for hypothesis in range(self._group)
+        ]
 
     def _say(self, logits: Tensor, rows: slice) -> None:
         """`logits`: float32[n, n_vocab] of these rows."""

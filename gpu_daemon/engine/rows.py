@@ -43,17 +43,18 @@ class Rows:
             setattr(rows, name, resized(tensor, n_rows))
         return rows
 
-    def start(self, row: int, prompt: Tensor, *, limit: int, temperature: float, seed: int) -> None:
-        self.tokens[row, : len(prompt)] = prompt
-        self.length[row] = self.begin[row] = len(prompt)
-        self.limit[row] = limit
-        self.last_stamp[row] = NONE
-        self.in_stamp[row] = True  # so that the first token, which is one, counts as the second of a pair
-        self.after_stamp[row] = False
-        self.done[row] = False
-        self.sum_logprob[row] = 0.0
-        self.temperature[row] = temperature
-        self.seed[row] = seed
+    def start(self, rows: slice, prompts: Tensor, about: Tensor) -> None:
+        """`prompts`: int64[n, t], padded on the right; `about`: float64[n, 4], the length of its prompt, its limit,
+        temperature and seed for each row: in one tensor, as each copy from the host waits for the device."""
+        self.tokens[rows, : prompts.shape[1]] = prompts
+        length, limit, temperature, seed = about.unbind(1)
+        self.length[rows], self.begin[rows] = length, length
+        self.limit[rows], self.temperature[rows], self.seed[rows] = limit, temperature, seed
+        self.last_stamp[rows].fill_(NONE)
+        self.in_stamp[rows].fill_(True)  # so that the first token, which is one, counts as the second of a pair
+        self.after_stamp[rows].fill_(False)
+        self.done[rows].fill_(False)
+        self.sum_logprob[rows].fill_(0.0)
 
     def move(self, source: At, target: At) -> None:
         for tensor in vars(self).values():

@@ -183,14 +183,15 @@ class Scheduler:
             self._answer(self._paused.popleft(), None)
 
     def _encode(self, until_s: float) -> None:
-        """A layer at a time: a large model on a CPU takes long for all of them."""
-        if self._encoding is None:
-            wanted = self._to_encode()
-            if not wanted:
-                return
-            mel = torch.stack([transcription.mel.frames(*window) for transcription, window in wanted])
-            self._encoding = _Encoding(wanted, self.model.net.encoder.layers(mel.to(self.model.net.dtype)))
+        """A layer at a time: a large model on a CPU takes long for all of them. All who will have a place come first: a
+        step of the decoder takes as long for few as for many."""
         while clock.monotonic() < until_s:
+            if self._encoding is None:
+                wanted = self._to_encode()
+                if not wanted:
+                    return
+                mel = torch.stack([transcription.mel.frames(*window) for transcription, window in wanted])
+                self._encoding = _Encoding(wanted, self.model.net.encoder.layers(mel.to(self.model.net.dtype)))
             try:
                 next(self._encoding.layers)
             except StopIteration as encoded:
@@ -198,7 +199,6 @@ class Scheduler:
                     transcription.features[window] = encoded.value[number]
                 self.encoded_windows += len(self._encoding.windows)
                 self._encoding = None
-                return
 
     def _to_encode(self) -> list[tuple[WhisperTranscription, tuple[int, int]]]:
         """Of those who ask for a language, and of those who will have a place."""

@@ -147,10 +147,15 @@ def test_hypotheses_of_a_window_share_its_audio(ours: WhisperModel, theirs: Whis
 # What may be said.
 
 
+def about(*, limit: int) -> torch.Tensor:
+    """Of one row: the length of its prompt, its limit, temperature and seed."""
+    return torch.tensor([[len(PROMPT), limit, 0.0, 0]], dtype=torch.float64)
+
+
 def _rows(sampled_tokens: Sequence[Sequence[int]], rules: Rules) -> Rows:
     rows = Rows(len(sampled_tokens), DIMENSIONS.n_text_ctx, CPU)
     for row, tokens in enumerate(sampled_tokens):
-        rows.start(row, torch.tensor(PROMPT), limit=448, temperature=0.0, seed=0)
+        rows.start(slice(row, row + 1), torch.tensor([PROMPT]), about(limit=448))
         for token in tokens:
             rows.say(
                 torch.tensor([row]),
@@ -216,7 +221,7 @@ def test_what_is_done_stays_as_it_is(ours: WhisperModel) -> None:
 def test_a_row_ends_at_its_limit(ours: WhisperModel) -> None:
     rules = Rules(ours.tokenizer(), DIMENSIONS.n_vocab, CPU)
     rows = Rows(1, DIMENSIONS.n_text_ctx, CPU)
-    rows.start(0, torch.tensor(PROMPT), limit=len(PROMPT) + 2, temperature=0.0, seed=0)
+    rows.start(slice(0, 1), torch.tensor([PROMPT]), about(limit=len(PROMPT) + 2))
     for expected in (False, True):
         rows.say(slice(0, 1), torch.tensor([T0]), torch.zeros(1), eot=rules.eot, first_stamp=T0)
         assert rows.done.tolist() == [expected]

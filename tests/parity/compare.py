@@ -35,10 +35,10 @@ class Difference:
 
 def difference(theirs: Heard, ours: Transcript) -> Difference | None:
     """The first one: in a file, what comes after it may follow from it."""
-    return next(_differences(theirs, ours), None)
+    return next(differences(theirs, ours), None)
 
 
-def _differences(theirs: Heard, ours: Transcript) -> Iterator[Difference]:
+def differences(theirs: Heard, ours: Transcript) -> Iterator[Difference]:
     if theirs.language != ours.language:
         yield Difference("language", theirs.language, ours.language)
     if not _near(theirs.language_probability, ours.language_probability, PROBABILITY_TOLERANCE):

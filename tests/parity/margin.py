@@ -18,7 +18,8 @@ def margin(model: Any, attempt: Attempt, n_same: int, ours: int) -> float:
     """
     task = DecodingTask(model, attempt.options)
     theirs = attempt.result.tokens[n_same]
-    tokens = torch.tensor([[*task.initial_tokens, *attempt.result.tokens[:n_same]]])  # int64[1, n_tokens]
+    said = [*task.initial_tokens, *attempt.result.tokens[:n_same]]
+    tokens = torch.tensor([said], device=attempt.mel.device)  # int64[1, n_tokens]
     logits = model.decoder(tokens, model.encoder(attempt.mel[None]))[:, -1]  # float32[1, n_vocab]
     before_rules = logits.clone()
     for rule in task.logit_filters:

@@ -69,12 +69,14 @@ class Attempts:
 
 
 @cache
-def load(checkpoint: Path) -> Any:
-    return whisper.load_model(str(checkpoint), device="cpu")
+def load(checkpoint: Path, device: str = "cpu") -> Any:
+    return whisper.load_model(str(checkpoint), device=device)
 
 
-def listen(model: Any, audio: Audio, options: JobOptions, *, seed: int = 0) -> tuple[Heard, list[Attempt]]:
-    """`whisper.transcribe` in float32, for what a job asks."""
+def listen(
+    model: Any, audio: Audio, options: JobOptions, *, seed: int = 0, fp16: bool = False
+) -> tuple[Heard, list[Attempt]]:
+    """`whisper.transcribe`, in float32 unless told otherwise, for what a job asks."""
     torch.manual_seed(seed)
     # Our `hotwords` are a prompt that each window gets; a prompt is one for the first.
     with _watched(model) as attempts:
@@ -94,7 +96,7 @@ def listen(model: Any, audio: Audio, options: JobOptions, *, seed: int = 0) -> t
             logprob_threshold=options.logprob_threshold,
             no_speech_threshold=options.no_speech_threshold,
             hallucination_silence_threshold=options.hallucination_silence_threshold,
-            fp16=False,
+            fp16=fp16,
         )
     heard = Heard(
         language=result["language"],
