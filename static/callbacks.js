@@ -1,9 +1,9 @@
 // How callbacks do: counts, and those that are late or were given up.
 
 import { ask, post } from "/static/api.js";
-import { aside, button, chip, element, h, line, mark, problem, rows, say, show, trying } from "/static/dom.js";
+import { aside, button, chip, element, h, line, mark, problem, rows, say, show, tight, trying } from "/static/dom.js";
 import { figures } from "/static/header.js";
-import { given, moment, number, phrase, short } from "/static/words.js";
+import { count, given, moment, number, phrase, short } from "/static/words.js";
 
 const NAMES = ["pending", "retrying", "delivered", "dead"];
 const EVERY_MS = 3000;
@@ -32,10 +32,10 @@ function row({ job_id: id }) {
     await load();
   }), { "aria-label": `Send again: callback of ${short(id)}` });
   const job = h("a", { href: `#/jobs/${id}`, class: "code" }, short(id));
-  const node = h("li", {}, line(job, state), line(said, h("span", { class: "acts" }, again)), error);
+  const node = h("li", {}, line(job, state), tight(said, again), error);
   return { node, fill({ state: name, host, attempts, next_attempt_at: next, last_error: last }) {
     mark(state, name);
-    say(said, phrase(host, `${attempts} attempts`, given(next, (at) => `next at ${moment(at)}`)));
+    say(said, phrase(host, count(attempts, "attempt"), given(next, (at) => `next at ${moment(at)}`)));
     show(error, last);
   } };
 }

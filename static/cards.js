@@ -129,7 +129,7 @@ function gpuMeter() {
       given(gpu.clock_mem_mhz, (mhz) => `memory ${number(mhz)} MHz`),
       given(gpu.throttle, () => throttle),
       given(gpu.ecc_errors, (count) => `ECC errors ${number(count)}`),
-      given(gpu.processes, (count) => `${count} process${count === 1 ? "" : "es"}`),
+      given(gpu.processes, (count) => count === 1 ? "1 process" : `${count} processes`),
     ));
     board.dataset.tone = gpu.throttle?.length || gpu.ecc_errors || gpu.reason ? "wait" : "none";
   } };

@@ -7,7 +7,7 @@ import {
 import { cancel, ENDED } from "/static/jobs.js";
 import { copier, downloads, Transcript } from "/static/transcript.js";
 import {
-  bytes, clock, figure, given, known, memory, moment, number, phrase, short, span, UNKNOWN,
+  bytes, clock, count, figure, given, known, memory, moment, number, phrase, short, span, UNKNOWN,
 } from "/static/words.js";
 
 const ROUTE = /^#\/jobs\/([A-Za-z0-9_-]+)$/;
@@ -142,7 +142,7 @@ function heard({ language, language_probability, mode, segments, token_count, qu
     ["Mode", mode],
     ["Segments", number(segments.length)],
     ["Tokens", number(token_count)],
-    ["To be doubted", doubted ? `${doubted} segments` : "none"],
+    ["To be doubted", doubted ? count(doubted, "segment") : "none"],
   ];
   if (quality.vad_dropped_s) pairs.push(["Without speech", span(quality.vad_dropped_s)]);
   if (who) {
@@ -168,7 +168,7 @@ function callbacks({ job_id: id, status }) {
   const list = h("ul", { class: "rows" }), said = aside(), address = h("p", { class: "quiet code" });
   const fill = ({ url, state, attempts, next_attempt_at: next, deliveries }) => {
     show(address, url);
-    const tries = `${attempts} attempts`, again = given(next, (at) => `next at ${moment(at)}`);
+    const tries = count(attempts, "attempt"), again = given(next, (at) => `next at ${moment(at)}`);
     say(said, phrase(state ?? "it is sent when the job has ended", tries, again));
     list.replaceChildren(...deliveries.toReversed().map(delivery));
   };
@@ -179,7 +179,7 @@ function callbacks({ job_id: id, status }) {
   return part("Callback", line(said, again), address, list);
 }
 
-function delivery({ number: count, at, delivered, error, status, duration_s }) {
+function delivery({ number: nth, at, delivered, error, status, duration_s }) {
   const outcome = h("span", { class: delivered ? "quiet" : "bad" }, error ?? `answered ${status}`);
-  return h("li", { class: "line" }, h("span", {}, `${count}. ${moment(at)}`), outcome, quiet(span(duration_s)));
+  return h("li", { class: "line" }, h("span", {}, `${nth}. ${moment(at)}`), outcome, quiet(span(duration_s)));
 }

@@ -83,7 +83,8 @@ function render() {
   say(element("no-jobs"), filtered ? "No job is like this." : none);
   element("newer").disabled = pages.length === 1;
   element("older").disabled = next === null;
-  say(element("page-number"), pages.length > 1 || next !== null ? `page ${pages.length}` : "");
+  element("pager").hidden = pages.length === 1 && next === null;
+  say(element("page-number"), `page ${pages.length}`);
 }
 
 function row({ job_id: id, file_name: name }) {

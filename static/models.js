@@ -2,7 +2,7 @@
 
 import { call } from "/static/api.js";
 import {
-  aside, bar, button, chip, element, h, line, mark, problem, rows, say, show, sure, tight, trying,
+  aside, bar, button, chip, element, h, mark, problem, rows, say, show, sure, tight, trying,
 } from "/static/dom.js";
 import { bytes, given, memory, moment, phrase, span } from "/static/words.js";
 
@@ -34,8 +34,8 @@ function row({ name, source }) {
     const explanation = "New jobs cannot ask for it any more. Its file stays.";
     if (await sure(`Disable ${name}?`, explanation, "Disable")) await change(name, false);
   });
-  const acts = h("span", { class: "line acts" }, retry, enable, disable);
-  const node = h("li", {}, tight(h("strong", { class: "name" }, name), state), line(said, acts), progress, error);
+  const acts = tight(retry, enable, disable);
+  const node = h("li", {}, tight(h("strong", { class: "name" }, name), state), tight(said, acts), progress, error);
   return { node, fill(model) {
     mark(state, model.state);
     say(said, phrase(...coming(model), SOURCES[source], given(model.retry_at, (at) => `next try at ${moment(at)}`)));

@@ -19,6 +19,8 @@ export const given = (value, text) => (known(value) ? text(value) : null);
 /** Of what there is to say. */
 export const phrase = (...parts) => parts.filter(Boolean).join(" · ");
 
+export const count = (value, thing) => `${number(value)} ${thing}${value === 1 ? "" : "s"}`;
+
 export const figure = (value, unit, digits = 0) => (known(value) ? `${number(value, digits)} ${unit}` : UNKNOWN);
 
 export function bytes(count) {
