@@ -181,21 +181,24 @@ async def test_where_websockets_do_not_get_through_the_state_is_asked_for(visit:
 
 async def test_paused_means_that_nothing_is_asked(visit: Visit) -> None:
     page = visit.page
-    await pretend(visit, made.state(2, 40), [made.job(number) for number in range(40)])
+    daemon = await pretend(visit, made.state(2, 40), [made.job(number) for number in range(40)])
     await page.clock.install()
     await opened(visit)
     await expect(page.locator("#job-rows tr").nth(5)).to_be_visible()
     await page.get_by_role("button", name="Pause").click()
     await expect(page.locator("#connection")).to_have_text("paused")
     await page.clock.run_for(3000)
+    daemon.tell(version="0.2.0")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket: asked.append(socket.url))
     await page.clock.run_for(60_000)
     await expect(page.locator("#banner")).to_contain_text("Paused. What you see is 1 min")
     assert asked == []
+    assert "0.2.0" not in await page.locator("#about").inner_text()
     await page.get_by_role("button", name="Go on").click()
     await expect(page.locator("#connection")).to_have_text("live")
+    await expect(page.locator("#about")).to_contain_text("version 0.2.0")
 
 
 async def test_a_key_is_asked_for_and_sent_first_on_the_websocket(visit: Visit) -> None:
@@ -288,7 +291,7 @@ async def test_eight_gpus_and_500_queued_jobs_stay_smooth(visit: Visit) -> None:
         now = made.state(8, 500, tick)
         daemon.tell(version=f"0.1.{tick}", **{name: now[name] for name in ("workers", "telemetry", "queue", "models")})
         await expect(page.locator("#about")).to_contain_text(f"version 0.1.{tick} ")
-    assert (await busy_s() - before_s) / updates < 0.06, "of 0.25 s that an update has"
+    assert (await busy_s() - before_s) / updates < 0.1, "of 0.25 s that an update has; it is 0.03 s"
 
     await page.get_by_role("button", name="Older").click()
     await expect(page.locator("#job-rows tr").first).to_contain_text("interview-020")
