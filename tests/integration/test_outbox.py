@@ -54,7 +54,7 @@ def at_once(attempts: int, rng: random.Random) -> float | None:
 async def running(callbacks: CallbackStore, delay_s: Delay = at_once) -> AsyncIterator[tuple[Outbox, Listener]]:
     hub = EventHub()
     outbox = Outbox(callbacks, hub, policy=LOOPBACK, secrets=[secret_bytes(SECRET)], delay_s=delay_s)
-    with hub.listen() as tries:
+    with hub.listen("callback") as tries:
         await outbox.start()
         try:
             yield outbox, tries
@@ -343,7 +343,7 @@ async def test_a_receiver_that_the_policy_shuts_out_sees_no_connection(
     shut_out = [
         await ended(jobs, f"http://{host}:{port}/") for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1")
     ]
-    with hub.listen() as tries:
+    with hub.listen("callback") as tries:
         await outbox.start()
         try:
             await recorded(tries, len(shut_out))
