@@ -4,6 +4,7 @@ torch and pyannote are imported by that thread when the first file comes: it tak
 diarize.
 """
 
+import os
 import queue
 import re
 import threading
@@ -103,22 +104,27 @@ class PyannoteDiarizer:
         return self._loaded
 
     def _run(self) -> None:
-        while True:
-            diarization = self._messages.get()
-            if diarization is None:
-                if self._messages.empty():
+        try:
+            while True:
+                diarization = self._messages.get()
+                if diarization is not None:
+                    diarization.end(self._outcome(diarization))
+                elif self._messages.empty():
                     self._put_away()
-                continue
-            try:
-                outcome: Spoken | JobError = self._diarize(diarization)
-            except JobError as error:
-                outcome = error
-            except Exception as error:
-                outcome = JobError(
-                    f"who speaks could not be found out ({type(error).__name__})", code="diarization_failed"
-                )
-                outcome.__cause__ = error
-            diarization.end(outcome)
+        except BaseException:
+            # Without this thread all who wait for it would wait for ever.
+            traceback.print_exc()
+            os._exit(1)
+
+    def _outcome(self, diarization: FileDiarization) -> Spoken | JobError:
+        try:
+            return self._diarize(diarization)
+        except JobError as error:
+            return error
+        except Exception as error:
+            failed = _failed(error)
+            failed.__cause__ = error
+            return failed
 
     def _diarize(self, diarization: FileDiarization) -> Spoken:
         """Raises JobError."""
@@ -139,7 +145,10 @@ class PyannoteDiarizer:
     def _told(self, error: RuntimeError) -> JobError | None:
         """What an error of a device means; None: that it may go better on the CPU."""
         from gpu_daemon.engine.faults import is_sticky
+        from gpu_daemon.engine.speakers import is_out_of_memory, too_little_memory
 
+        if is_out_of_memory(error):
+            return too_little_memory()
         if self._device == "cpu":
             return _failed(error)
         if LIBRARY.search(str(error)):

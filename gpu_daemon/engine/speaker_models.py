@@ -6,9 +6,11 @@ even so only tensors, plain values and the few classes named below come out of a
 classes are made from names.
 """
 
+import importlib
 import io
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,6 +64,15 @@ def imported() -> None:
 
     if is_metrics_enabled():
         raise JobError("pyannote.audio would report what it does to its makers", code="diarization_failed")
+    _end_telemetry()
+
+
+@cache
+def _end_telemetry() -> None:
+    """Its thread runs even where it is turned off."""
+    from pyannote.audio.telemetry.metrics import provider
+
+    provider.shutdown()
 
 
 class SpeakerModels:
@@ -106,8 +117,6 @@ class SpeakerModels:
 
 def load_network(data: bytes) -> Any:
     """A pyannote `Model`. Raises JobError (`diarization_failed`) when the checkpoint holds what it should not."""
-    import importlib
-
     from pyannote.audio.core.model import Introspection
     from pyannote.audio.core.task import Problem, Resolution, Specifications
     from torch.torch_version import TorchVersion

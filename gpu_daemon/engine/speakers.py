@@ -9,7 +9,7 @@ not at all when nobody speaks in it. What is built from the chunks is built with
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -276,7 +276,7 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
             if computed is not None:
                 first = batch.stop
             elif len(batch) == 1:
-                raise JobError("there is too little memory to find out who speaks", code="gpu_oom", retryable=True)
+                raise too_little_memory()
             else:
                 self._fits[stage] = len(batch) // 2
         if under_way is not None:
@@ -294,18 +294,18 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
                 arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 arrived.record(self._stream)
                 return Computed(batch, host, arrived)
-        except (torch.OutOfMemoryError, MemoryError):
-            pass  # not here: the traceback keeps the tensors alive
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        # Not above: there, the traceback keeps the tensors alive.
         self.release()
         return None
 
     def release(self) -> None:
         """Memory that is kept for the next batch goes back to the device."""
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # of a device that has failed, and whoever used it knows
+                torch.cuda.empty_cache()
 
     def _at_once(self, stage: str) -> int:
         if stage not in self._fits:
@@ -348,13 +348,19 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
             matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+def too_little_memory() -> JobError:
+    return JobError("there is too little memory to find out who speaks", code="gpu_oom", retryable=True)
+
+
 def _ignore(fraction: float) -> None:
     pass
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Where libraries allocate for themselves, or the CPU is the device, it has no class of its own."""
-    return any(said in str(error) for said in ("can't allocate memory", "ALLOC_FAILED", "AllocFailed"))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        said in str(error) for said in ("can't allocate memory", "ALLOC_FAILED", "AllocFailed")
+    )
 
 
 class _Clustered:
