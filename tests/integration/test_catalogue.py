@@ -89,7 +89,7 @@ class Shop:
     async def until(
         self, catalogue: Catalogue, name: str, reached: Callable[[ModelStatus | None], bool], timeout_s: float = 10
     ) -> ModelStatus | None:
-        with self.hub.listen() as events:
+        with self.hub.listen("model") as events:
             try:
                 async with asyncio.timeout(timeout_s):
                     while not reached(catalogue.status(name)):
@@ -124,7 +124,7 @@ def kept(catalogue: Catalogue, name: str) -> Path:
 
 
 async def test_an_enabled_model_is_downloaded(shop: Shop) -> None:
-    with shop.hub.listen() as events:
+    with shop.hub.listen("model") as events:
         catalogue = await shop.open()
         status = await shop.state(catalogue, "base", ModelState.READY)
         seen: list[Any] = []
@@ -163,7 +163,7 @@ async def test_progress_and_rate_are_shown(shop: Shop, origin: Origin, monkeypat
     monkeypatch.setattr("gpu_daemon.catalogue.supply.PROGRESS_EVERY_S", 0.0)
     shop.publish("base", checkpoint(3 << 20))
     origin.plan(Reply(hold_after=(2 << 20) + 50_000))
-    with shop.hub.listen() as events:
+    with shop.hub.listen("model") as events:
         catalogue = await shop.open()
         seen: list[int] = []
         while not seen or seen[-1] < 2 << 20:
