@@ -74,11 +74,11 @@ class Shop:
             names,
         )
 
-    async def open(self, *, delay_s: float = LATER_S, hub: EventHub | None = None) -> Catalogue:
+    async def open(self, *, delay_s: float = LATER_S) -> Catalogue:
         catalogue = Catalogue(
             ModelStore(self.pool),
             self.directory,
-            hub or self.hub,
+            self.hub,
             sources=self.sources,
             delay_s=lambda failures: delay_s,
         )
@@ -577,7 +577,7 @@ async def test_a_start_that_fails_leaves_nothing_running(shop: Shop) -> None:
 
 async def test_two_catalogues_on_one_directory(shop: Shop, origin: Origin) -> None:
     origin.plan(Reply(hold_after=100_000))
-    first = await shop.open(hub=EventHub())
+    first = await shop.open()
     await origin.held()
     second = await shop.open(delay_s=0.01)
     status = await shop.until(second, "base", lambda now: now is not None and now.error is not None)
