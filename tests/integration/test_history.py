@@ -11,7 +11,6 @@ import pytest
 
 from gpu_daemon import clock
 from gpu_daemon.database.pool import ConnectionParameters, Pool
-from gpu_daemon.store import history as module
 from gpu_daemon.store.history import PLANS, Bucket, History, Window
 from gpu_daemon.store.jobs import JobStore
 from tests.new_jobs import new_job
@@ -89,7 +88,7 @@ async def test_the_database_is_asked_once_for_all_who_look(pool: Pool, monkeypat
     await ended(pool, "completed", at=clock.now())
     assert with_jobs(await history.buckets("15m")) == [], "it is kept a while"
     now_s = clock.monotonic()
-    monkeypatch.setattr(module.clock, "monotonic", lambda: now_s + 1000)
+    monkeypatch.setattr(clock, "monotonic", lambda: now_s + 1000)
     assert len(with_jobs(await history.buckets("15m"))) == 1
 
 
