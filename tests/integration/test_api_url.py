@@ -46,7 +46,7 @@ async def test_a_file_is_fetched_and_done(served: ServedDaemon, site: Site) -> N
     assert (job["file_name"], job["file_size_bytes"], job["duration"]) == ("töne <1>.wav", len(tone()), 1.0)
     assert (job["source_url"], job["language"], job["metadata"]) == (url, "English", {"order": 7})
     assert job["timings"]["fetching"] > 0
-    assert job["timings"]["preparing"] > 0
+    assert job["timings"]["preparing"] >= 0  # it is not decoded: less than half a millisecond is 0
     (request,) = site.requests
     assert request.path.endswith("?signature=secret")
     assert served.directories() == []
