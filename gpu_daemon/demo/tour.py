@@ -129,11 +129,19 @@ def _wrong_turns(turns: Sequence[tuple[str | None, str]], truth: Sequence[str]) 
 
 
 def _shortened(payload: Mapping[str, Any]) -> dict[str, Any]:
-    segments = [
-        segment | {"tokens": f"… {len(segment['tokens'])} of them"} for segment in payload["result"]["segments"]
+    result = payload["result"]
+    shown = {name: _first(result[name]) for name in ("segments", "transcription_segments", "diarization_segments")}
+    return {**payload, "result": result | shown}
+
+
+def _first(segments: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Without the long lists in them."""
+    first = [
+        {name: f"… {len(value)} of them" if isinstance(value, list) else value for name, value in segment.items()}
+        for segment in segments[:SHOWN_SEGMENTS]
     ]
-    more = [f"… and {len(segments) - SHOWN_SEGMENTS} more"] if len(segments) > SHOWN_SEGMENTS else []
-    return {**payload, "result": payload["result"] | {"segments": segments[:SHOWN_SEGMENTS] + more}}
+    more = len(segments) - len(first)
+    return [*first, f"… and {more} more"] if more else first
 
 
 @contextmanager
