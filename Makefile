@@ -6,10 +6,10 @@ RUN_STAMP := .venv/$(TORCH)-run-$(shell cat requirements.txt requirements-$(TORC
 PEERS_STAMP := .cache/bench-peers/$(shell cksum <bench/requirements-peers.txt | cut -d' ' -f1)
 DEV_STAMP := .venv/$(TORCH)-dev-$(shell cat requirements.txt requirements-$(TORCH).txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help demo run test check parity chaos fuzz bench bench-memory bench-queue bench-engine doctor format venv
+.PHONY: help demo run test check parity chaos fuzz bench bench-memory bench-queue bench-engine bench-diarize screenshots doctor format venv
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  TORCH=rocm takes the packages for AMD GPUs; PYTHON=… names the interpreter."
 
@@ -48,9 +48,10 @@ fuzz: $(DEV_STAMP) ## Schemathesis on the OpenAPI document: every route, boundar
 	@deploy/system-packages.sh ffmpeg
 	$(PY) -m tests.fuzz --examples $(EXAMPLES)
 
-bench: $(DEV_STAMP) ## latency of /health under load, memory during a large upload
+bench: $(DEV_STAMP) ## latency of /health under load and with 300 pages open, memory during a large upload
 	@deploy/system-packages.sh ffmpeg espeak-ng
 	$(PY) -m bench.health_latency
+	$(PY) -m bench.viewers
 	$(PY) -m bench.upload_memory
 
 bench-memory: $(DEV_STAMP) ## memory of a runner over 500 jobs: 150 s of processor time
@@ -66,6 +67,14 @@ bench-engine: $(DEV_STAMP) $(PEERS_STAMP) ## the engine beside whisper.transcrib
 	@deploy/system-packages.sh espeak-ng
 	$(PY) -m bench.engine --files $(FILES) $(ARGUMENTS)
 	$(PY) -m bench.engine --files $(FILES) --model demo $(ARGUMENTS)
+
+bench-diarize: $(DEV_STAMP) ## who speaks, beside pyannote.audio as it is, same weights: time, memory, errors (ARGUMENTS)
+	@deploy/system-packages.sh espeak-ng
+	$(PY) -W ignore -m bench.diarize $(ARGUMENTS)
+
+screenshots: $(DEV_STAMP) ## the pictures of the README, from a real daemon
+	@deploy/system-packages.sh ffmpeg espeak-ng chromium
+	$(PY) -m tests.browser.screenshots
 
 doctor: $(RUN_STAMP) ## what would keep the daemon from working on this machine
 	@$(PY) -m gpu_daemon doctor
