@@ -16,8 +16,9 @@ function change(name, enabled) {
 
 export function showModels({ models, telemetry }) {
   const enabled = models.filter((model) => model.enabled), others = models.filter((model) => !model.enabled);
-  rows(element("model-rows"), enabled, (model) => model.name, row);
-  rows(element("other-rows"), others, (model) => model.name, row);
+  const key = ({ source, name }) => `${source} ${name}`; // a pipeline may have a model's name
+  rows(element("model-rows"), enabled, key, row);
+  rows(element("other-rows"), others, key, row);
   element("no-models").hidden = enabled.length > 0;
   element("others").hidden = others.length === 0;
   say(element("others-said"), `${others.length} more, not enabled`);

@@ -26,6 +26,9 @@ export function start() {
     if (file !== null) send();
   });
   element("try-language").addEventListener("focus", trying(fillLanguages));
+  element("try-diarize").addEventListener("change", ({ target }) => {
+    element("try-speakers").disabled = !target.checked;
+  });
 }
 
 export function showChoices({ models }) {
@@ -68,8 +71,10 @@ function upload(form, hear) {
 const send = trying(async () => {
   notice("");
   const form = new FormData();
+  const model = element("try-model").value, language = element("try-language").value;
   const diarize = element("try-diarize").checked ? "true" : "";
-  const fields = { model: element("try-model").value, language: element("try-language").value, diarize, file };
+  const num_speakers = diarize && element("try-speakers").value;
+  const fields = { model, language, diarize, num_speakers, file };
   for (const [name, value] of Object.entries(fields)) if (value) form.set(name, value);
   element("try-send").disabled = true;
   const shown = panel();

@@ -12,18 +12,25 @@ from typing import Any
 from playwright.async_api import Browser, Page, expect
 
 from gpu_daemon.audio.ffmpeg import find_ffmpeg
-from gpu_daemon.demo.tour import sample_audio
+from gpu_daemon.demo.tour import TRUTH
 from tests.browser.conftest import launched
 from tests.receiver import Receiver, Reply
 from tests.running import ROOT, RunningDaemon
 
+CONVERSATION = TRUTH.with_name("conversation.ogg")
 DONE = ("morning-news.ogg", "interview-anna.ogg", "call-2231.ogg", "lecture-07.ogg")
 LONG = ("board-meeting.ogg", "podcast-41.ogg", "call-2232.ogg", "hearing.ogg", "interview-boris.ogg", "lecture-08.ogg")
 LOOPS = 120
 WATCHED_S = 75
 """How much the lines of the cards show."""
 SLOW_MS = 300_000
-SETTINGS = {"DEVICES": "cpu,cpu", "JOBS_PER_GPU": "2", "DIARIZATION_MODEL": "demo", "DRAIN_TIMEOUT_S": "0"}
+SETTINGS = {
+    "DEVICES": "cpu,cpu",
+    "JOBS_PER_GPU": "2",
+    "DIARIZATION_MODEL": "demo",
+    "DRAIN_TIMEOUT_S": "0",
+    "REUSE_RESULTS": "true",
+}
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 1180}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 1180}},
@@ -59,10 +66,10 @@ async def work(daemon: RunningDaemon, receiver: Receiver, directory: Path) -> No
     """What is done before anybody looks; the last callback is refused once."""
     for name in DONE:
         recording = directory / name
-        recording.write_bytes(sample_audio().read_bytes())
+        recording.write_bytes(CONVERSATION.read_bytes())
         if name == DONE[-1]:
             receiver.plan(Reply(status=503))
-        job = await daemon.submit(recording, diarize="true", callback_url=f"{receiver.url}/transcripts")
+        job = await daemon.submit(recording, reuse_result="false", callback_url=f"{receiver.url}/transcripts")
         await daemon.finished(job["job_id"], timeout_s=300)
 
 
@@ -74,16 +81,17 @@ async def opened(browser: Browser, url: str, options: dict[str, Any]) -> Page:
 
 
 async def tried(page: Page) -> None:
-    await page.set_input_files("#file", sample_audio())
+    await page.set_input_files("#file", CONVERSATION)
     await page.select_option("#try-model", "demo")
     await page.get_by_label("Who speaks when").check()
+    await page.get_by_label("How many").fill("2")
     await page.get_by_role("button", name="Transcribe").click()
     await expect(page.locator("#try-job .chip")).to_have_text("completed", timeout=SLOW_MS)
 
 
 async def looped(recording: Path) -> Path:
-    """The sample over and over, for about an hour."""
-    arguments = ("-stream_loop", str(LOOPS), "-i", sample_audio(), "-c", "copy", recording)
+    """The conversation over and over, for about an hour."""
+    arguments = ("-stream_loop", str(LOOPS), "-i", CONVERSATION, "-c", "copy", recording)
     ffmpeg = await asyncio.create_subprocess_exec(find_ffmpeg(), "-v", "error", *arguments)
     assert await ffmpeg.wait() == 0
     return recording

@@ -62,6 +62,7 @@ async def test_a_recording_is_dropped_watched_read_and_downloaded(visit: Visit, 
     await page.set_input_files("#file", SAMPLE)
     await page.select_option("#try-model", "demo")
     await page.get_by_label("Who speaks when").check()
+    await page.get_by_label("How many").fill("2")
     await page.get_by_role("button", name="Transcribe").click()
     await expect(page.locator("#try-job .chip")).to_have_text("completed", timeout=SLOW_MS)
     seen = await page.evaluate("seen")
@@ -269,6 +270,16 @@ async def test_what_is_not_known_is_a_dash(visit: Visit) -> None:
     daemon.tell(workers=[], models=[])
     await expect(page.locator("#no-workers")).to_be_visible()
     await expect(page.locator("#no-models")).to_be_visible()
+
+
+async def test_a_pipeline_may_have_the_name_of_a_model(visit: Visit) -> None:
+    daemon = await pretend(visit, made.state(1, 0))
+    await opened(visit)
+    daemon.tell(models=[made.model("demo", "verifying", 17), made.model("demo", "waiting", 13, source="pipeline")])
+    chips = visit.page.locator("#model-rows .chip")
+    await expect(chips).to_have_text(["verifying", "waiting"])
+    daemon.tell(models=[made.model("demo", "ready", 17), made.model("demo", "failed", 13, source="pipeline")])
+    await expect(chips).to_have_text(["ready", "failed"])
 
 
 async def test_eight_gpus_and_500_queued_jobs_stay_smooth(visit: Visit) -> None:
