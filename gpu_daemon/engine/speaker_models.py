@@ -34,7 +34,12 @@ TRAINING = (
     "pytorch_lightning.",
     "torch.",
     "torchmetrics.",
+    "torch_audiomentations.",
     "omegaconf.",
+    "numpy.",
+    "typing.",
+    "collections.",
+    "argparse.",
 )
 """Checkpoints keep what they were trained with: callbacks, options, versions. Nothing of it is used; of these packages
 an object stands for it that does nothing, anything else is refused."""

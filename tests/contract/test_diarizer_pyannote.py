@@ -27,18 +27,17 @@ from tests.made_pipeline import spec_of, write
 
 Turns = list[tuple[float, float, str]]
 
-imported()
-from gpu_daemon.engine.speakers import Speakers  # noqa: E402  # pyannote is imported with it
 
-FILES: dict[str, Pcm] = {
-    "conversation": conversation(),
-    "overlap from the start": voice() // 2 + np.resize(voice("fr", 90), len(voice())) // 2,
-    "one speaker": np.concatenate([voice(), voice()]),
-    "whole chunks": conversation()[: 12 * SAMPLE_RATE_HZ],
-    "a part of a chunk": voice(),
-    "a fifth of a second": voice()[8000:11200],
-    "nobody": quiet(6),
-}
+def files() -> dict[str, Pcm]:
+    return {
+        "conversation": conversation(),
+        "overlap from the start": voice() // 2 + np.resize(voice("fr", 90), len(voice())) // 2,
+        "one speaker": np.concatenate([voice(), voice()]),
+        "whole chunks": conversation()[: 8 * SAMPLE_RATE_HZ],
+        "a part of a chunk": voice(),
+        "a fifth of a second": voice()[8000:11200],
+        "nobody": quiet(6),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +90,22 @@ def plain(spoken: Spoken) -> tuple[Turns, Turns]:
     return turns, exclusive
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["community", "older"])
 def test_the_turns_are_those_of_pyannote_unmodified(request: pytest.FixtureRequest, kind: str) -> None:
     spec: PipelineSpec = request.getfixturevalue(kind)
     theirs = unmodified(spec)
     diarizer = diarize.create("cpu", "auto")
     n_turns = 0
-    asked: list[tuple[str, dict[str, int]]] = [(name, {}) for name in FILES]
-    asked += [("conversation", {"num_speakers": 2}), ("conversation", {"min_speakers": 3, "max_speakers": 4})]
+    asked: list[tuple[str, dict[str, int]]] = [(name, {}) for name in files()]
+    asked += [("one speaker", {"num_speakers": 2}), ("conversation", {"min_speakers": 3, "max_speakers": 4})]
     for name, bounds in asked:
-        expected = theirs(FILES[name], **bounds)
-        assert plain(Waiting(diarizer, request_of(spec, **bounds), FILES[name]).result()) == expected, (name, bounds)
+        expected = theirs(files()[name], **bounds)
+        assert plain(Waiting(diarizer, request_of(spec, **bounds), files()[name]).result()) == expected, (name, bounds)
         n_turns += len(expected[0])
-    assert n_turns > 100
-    assert {speaker for *_, speaker in theirs(FILES["conversation"])[0]} == {"SPEAKER_00", "SPEAKER_01"}
+        if name == "conversation":
+            assert {speaker for *_, speaker in expected[0]} >= {"SPEAKER_00", "SPEAKER_01"}
+    assert n_turns > 60
 
 
 def test_gaps_are_closed_as_pyannote_closes_them(community: PipelineSpec, tmp_path: Path) -> None:
@@ -142,14 +143,22 @@ class Failing:
     def __init__(self, fails: Callable[[int], Exception | None]) -> None:
         self.fails = fails
         self.sizes: list[int] = []
-        self._embed = Speakers._embed
+        self._embed: Callable[..., torch.Tensor] | None = None
 
-    def __get__(self, speakers: Speakers, owner: object) -> Callable[[Pcm, torch.Tensor], torch.Tensor]:
+    def take_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        imported()
+        from gpu_daemon.engine.speakers import Speakers
+
+        self._embed = Speakers._embed
+        monkeypatch.setattr(Speakers, "_embed", self)
+
+    def __get__(self, speakers: object, owner: object) -> Callable[[Pcm, torch.Tensor], torch.Tensor]:
         def embed(chunks: Pcm, masks: torch.Tensor) -> torch.Tensor:
             if len(masks[0]) > 1:  # not when the embedding of nobody is found out
                 self.sizes.append(len(chunks))
                 if (error := self.fails(len(chunks))) is not None:
                     raise error
+            assert self._embed is not None
             return self._embed(speakers, chunks, masks)
 
         return embed
@@ -167,14 +176,14 @@ def test_with_too_little_memory_fewer_chunks_go_at_once(
 ) -> None:
     expected = ours(community, conversation())
     failing = Failing(lambda n: error if n > 1 else None)
-    monkeypatch.setattr(Speakers, "_embed", failing)
+    failing.take_place(monkeypatch)
     assert ours(community, conversation()) == expected
     assert failing.sizes[:3] == [4, 2, 1]
     assert set(failing.sizes[3:]) == {1}, "what fits is remembered"
 
 
 def test_with_too_little_memory_for_one_it_says_so(community: PipelineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Speakers, "_embed", Failing(lambda n: torch.OutOfMemoryError("CUDA out of memory")))
+    Failing(lambda n: torch.OutOfMemoryError("CUDA out of memory")).take_place(monkeypatch)
     with pytest.raises(JobError) as caught:
         ours(community, conversation())
     assert caught.value.code == "gpu_oom"
@@ -197,7 +206,7 @@ def test_when_miopen_fails_the_cpu_takes_over_and_that_is_said(
     before = Waiting(diarizer, request_of(community), conversation()).result()
     assert (before.device, before.fallback) == ("rocm", None)
     errors = [None, MIOPEN]
-    monkeypatch.setattr(Speakers, "_embed", Failing(lambda n: errors.pop(0) if errors else None))
+    Failing(lambda n: errors.pop(0) if errors else None).take_place(monkeypatch)
     waiting = Waiting(diarizer, request_of(community), conversation())
     assert plain(waiting.result()) == expected
     assert waiting.diarization.fraction == 1.0
@@ -223,7 +232,7 @@ def test_other_errors_are_said_without_what_they_say(
 ) -> None:
     diarizer = diarize.create("rocm", wanted)
     with monkeypatch.context() as patched:
-        patched.setattr(Speakers, "_embed", Failing(lambda n: error))
+        Failing(lambda n: error).take_place(patched)
         with pytest.raises(JobError) as caught:
             Waiting(diarizer, request_of(community), voice()).result()
     assert type(caught.value) is kind

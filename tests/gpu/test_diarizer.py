@@ -1,36 +1,41 @@
-"""Who speaks when is the same on the GPU as on the CPU, but for rounding."""
+"""The diarizer on a real GPU, beside pyannote unmodified on the same."""
 
-import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from gpu_daemon.engine.base import SpeakerRequest, Spoken
-from gpu_daemon.engine.diarize import DeviceKind, create
-from tests import made_pipeline
-from tests.gpu.device import IS_DRY, marks
-from tests.gpu.recordings import recording
+from gpu_daemon.engine import diarize
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
+from tests.diarizers import Waiting, conversation, request_of
+from tests.made_pipeline import write
 
-pytestmark = marks
-OFF_BY_S = 0.05
-"""Three of the segmentation's frames."""
-ENDS_WITHIN_S = 240.0
-
-
-def found(device: DeviceKind, request: SpeakerRequest) -> Spoken:
-    ended = threading.Event()
-    audio = (recording("en-sentence" if IS_DRY else "fr-dialogue") * 32767).astype(np.int16)
-    diarization = create(device, "auto").begin(request, audio, ended.set)
-    assert ended.wait(ENDS_WITHIN_S)
-    return diarization.result()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use"),
+]
 
 
-def test_a_gpu_finds_the_turns_that_a_cpu_finds(tmp_path: Path) -> None:
-    request = SpeakerRequest(pipeline=made_pipeline.write(tmp_path / "pipeline"))
-    on_cpu, there = (found(device, request) for device in ("cpu", "cpu" if IS_DRY else "cuda"))
-    assert (there.device, there.fallback) == ("cpu" if IS_DRY else "cuda", None)
-    assert on_cpu.turns
-    assert [turn.speaker for turn in there.turns] == [turn.speaker for turn in on_cpu.turns]
-    for ours, theirs in zip(there.turns, on_cpu.turns, strict=True):
-        assert (ours.start, ours.end) == pytest.approx((theirs.start, theirs.end), abs=OFF_BY_S)
+def test_the_turns_are_those_of_pyannote_unmodified(tmp_path: Path) -> None:
+    from pyannote.audio import Pipeline
+
+    spec = write(tmp_path / "pipeline")
+    unmodified = Pipeline.from_pretrained(spec.directory)
+    assert unmodified is not None
+    unmodified.to(torch.device("cuda"))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    spoken = Waiting(diarize.create("cuda", "cuda"), request_of(spec), conversation()).result()
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert spoken.device == "cuda"
+    waveform = torch.from_numpy(conversation().astype(np.float32) / 32768)[None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = unmodified({"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ})
+    for ours, theirs in (
+        (spoken.turns, output.speaker_diarization),
+        (spoken.exclusive, output.exclusive_speaker_diarization),
+    ):
+        expected = diarize.turns_of(theirs, len(conversation()) / SAMPLE_RATE_HZ)
+        assert [(turn.start, turn.end) for turn in ours] == [(turn.start, turn.end) for turn in expected]
