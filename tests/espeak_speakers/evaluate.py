@@ -57,7 +57,8 @@ def mistakes(heard: Conversation, said: Annotation) -> dict[str, float]:
 def stacked_embeddings(pipeline: Any, file: Any, segmentations: SlidingWindowFeature) -> npt.NDArray[np.float32]:
     """float32[n_chunks, n_speakers, dimension], as `SpeakerDiarization.get_embeddings` with `exclude_overlap`."""
     model = pipeline._embedding.model_
-    shortest = np.ceil(segmentations.data.shape[1] * pipeline._embedding.min_num_samples / 10 / SAMPLE_RATE_HZ)
+    n_samples = segmentations.sliding_window.duration * SAMPLE_RATE_HZ
+    shortest = np.ceil(segmentations.data.shape[1] * pipeline._embedding.min_num_samples / n_samples)
     found = []
     for chunk, active in segmentations:
         waveform, _ = pipeline._audio.crop(file, chunk, mode="pad")

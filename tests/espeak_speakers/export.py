@@ -40,9 +40,9 @@ pipeline:
 
 params:
   clustering:
-    threshold: 0.8
-    Fa: 0.07
-    Fb: 0.8
+    threshold: 0.6
+    Fa: 0.05
+    Fb: 4.0
   segmentation:
     min_duration_off: 0.0
 """

@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.espeak_speakers.voices import Speaker, say, sentence_of
 from tests.speech import Spoken, joined, write
 
-SEED = 501_003
+SEED = 501_002
 """Of the bundled one: the demo model of Whisper hears every word of it."""
-SPEAKERS = {"A": Speaker("en", "en-us+m5", 45, 150, 1.0), "B": Speaker("en", "en-gb+f4", 55, 150, 1.0)}
+SPEAKERS = {"A": Speaker("en", "en-us+paul", 35, 150, 1.0), "B": Speaker("en", "en-gb+f4", 70, 150, 1.0)}
 """Voices that both networks of the pipeline have never heard, and that the bundled Whisper knows."""
 ORDER = "AABABBAABBAB"
 

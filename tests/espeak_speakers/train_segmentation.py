@@ -1,4 +1,4 @@
-"""Trains PyanNet to say who of three speaks when within ten seconds, two at once at most.
+"""Trains PyanNet to say who of three speaks when within five seconds, two at once at most.
 
     python -m tests.espeak_speakers.train_segmentation TRAINED.npz DEVELOPMENT.npz OUT.pt MINUTES N_WORKERS [FROM.pt]
 
@@ -31,13 +31,13 @@ from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from tests.espeak_speakers.conversations import Conversation
 from tests.espeak_speakers.corpus import Corpus
 
-CHUNK_S = 10.0
+CHUNK_S = 5.0
 CONVERSATION_S = 45.0
 N_SPEAKERS = 3
-BATCH = 16
-BATCH_FROZEN = 32
+BATCH = 32
+BATCH_FROZEN = 64
 KEPT_CHUNKS = 4000
-PEAK_RATE = 2e-3
+PEAK_RATE = 1.5e-3
 SPECIFICATIONS = Specifications(
     problem=Problem.MONO_LABEL_CLASSIFICATION,
     resolution=Resolution.FRAME,

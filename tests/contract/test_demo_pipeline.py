@@ -1,0 +1,69 @@
+"""The bundled pipeline, in pyannote's own hands: who speaks when, of voices that it was not trained on."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpu_daemon
+from gpu_daemon.audio.decode import decode
+from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
+from tests.espeak_speakers.conversations import Conversation, conversation
+from tests.espeak_speakers.evaluate import as_file, load, mistakes
+from tests.espeak_speakers.sample import ORDER, SEED, sample
+from tests.media import read_pcm
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::")]  # pyannote's own
+
+DEMO = Path(gpu_daemon.__file__).parent / "demo"
+RECIPE = Path(__file__).parent.parent / "espeak_speakers" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return load(DEMO / "pipeline", unmodified=True)
+
+
+def test_it_tells_three_voices_apart_that_it_has_never_heard(pipeline: Any) -> None:
+    """The recipe's README has the figures of whole files; this is short because pyannote's own loop is slow."""
+    heard = conversation(900_300, 3, 50.0)
+    assert {turn.speaker for turn in heard.turns} == {0, 1, 2}
+    said = pipeline(as_file(heard)).speaker_diarization
+    assert mistakes(heard, said)["diarization error rate"] <= 0.15
+
+
+async def test_every_turn_of_the_bundled_conversation_gets_the_right_speaker(pipeline: Any, tmp_path: Path) -> None:
+    decoded = await decode(DEMO / "conversation.ogg", tmp_path / "target", max_duration_s=60, trim_silence=False)
+    samples = read_pcm(decoded.path).astype(np.float32) / np.float32(32768)
+    said = pipeline(as_file(Conversation(samples, ()))).exclusive_speaker_diarization
+    assert len(said.labels()) == 2
+    names = defaultdict(set)
+    for turn in json.loads((DEMO / "conversation.json").read_text()):
+        seconds: Counter[str] = Counter()
+        for segment, _, label in said.itertracks(yield_label=True):
+            seconds[label] += max(0.0, min(segment.end, turn["end"]) - max(segment.start, turn["start"]))
+        (label, longest), *_ = seconds.most_common()
+        assert longest > 0.9 * (turn["end"] - turn["start"]), turn
+        names[turn["speaker"]].add(label)
+    assert [len(names[name]) for name in "AB"] == [1, 1]
+    assert names["A"] != names["B"]
+
+
+def test_the_bundled_conversation_is_made_as_the_readme_says() -> None:
+    spoken = sample(SEED)
+    turns = json.loads((DEMO / "conversation.json").read_text())
+    assert "".join(turn["speaker"] for turn in turns) == ORDER
+    assert [turn["text"] for turn in turns] == [each.text for each in spoken.sentences]
+    assert [turn["end"] for turn in turns] == [pytest.approx(each.end_s, abs=0.01) for each in spoken.sentences]
+    assert (DEMO / "conversation.ogg").stat().st_size < 300_000
+    assert "sample gpu_daemon/demo/conversation.ogg" in RECIPE.read_text()
+
+
+def test_it_is_small_and_widened_when_it_is_loaded(pipeline: Any) -> None:
+    assert sum(path.stat().st_size for path in (DEMO / "pipeline").rglob("*")) < 20_000_000
+    assert {str(each.dtype) for each in pipeline._embedding.model_.parameters()} == {"torch.float32"}
+    assert {str(each.dtype) for each in pipeline._segmentation.model.parameters()} == {"torch.float32"}
+    assert pipeline._audio.sample_rate == SAMPLE_RATE_HZ
