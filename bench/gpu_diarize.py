@@ -28,7 +28,7 @@ BUNDLED = CHECKOUT / "gpu_daemon" / "demo" / "pipeline"
 def main() -> int:
     given = arguments(__doc__)
     device = device_of(given)
-    duration_s = 20 if given.device == "cpu" else 1800
+    duration_s = 10 if given.device == "cpu" else 1800
     once = (recording("fr-dialogue") * 32767).astype(np.int16)
     audio: Pcm = np.tile(once, -(-duration_s * SAMPLE_RATE_HZ // len(once)))[: duration_s * SAMPLE_RATE_HZ]
     with tempfile.TemporaryDirectory(prefix="gpu_daemon-bench-") as name:

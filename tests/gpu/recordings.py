@@ -12,8 +12,8 @@ import numpy as np
 from gpu_daemon.engine.base import Audio
 
 NAMES = (
-    *("fr-dialogue", "mixed", "all-kinds", "garbage-prose", "overlapping", "repeated"),
-    *("60s", "after-silence", "silence-inside", "en-sentence", "fr-sentence", "500ms", "one-hop"),
+    *("fr-dialogue", "all-kinds", "garbage-prose", "60s", "after-silence", "silence-inside"),
+    *("en-sentence", "fr-sentence", "500ms", "one-hop"),
 )
 PATH = Path(__file__).parents[2] / ".cache" / "gpu" / "recordings.npz"
 FULL_SCALE = np.float32(32768)
