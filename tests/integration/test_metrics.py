@@ -205,6 +205,9 @@ async def names(served: ServedDaemon) -> set[str]:
     happened = Metrics()
     happened.quarantined(0)
     happened.called_back("delivered", 0.1)
+    async with asyncio.timeout(10):  # the host's readers need two looks for some of their figures
+        while (await served.json("/dashboard/state"))["telemetry"]["host"]["cpu_percent"] is None:
+            await asyncio.sleep(0.05)
     of_a_gpu = rendered(happened.registry, [*gauges.of_gpus({0: (CARD, FULL)}), *gauges.of_workers([WORKER])])
     return {name for name, _ in (*await scraped(served), *samples(of_a_gpu.decode()))}
 

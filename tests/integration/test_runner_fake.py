@@ -114,6 +114,7 @@ async def test_a_child_that_ignores_a_cancel_is_killed(runner: Runner, request_f
     job = await started(runner, request_for("fake:hang" if how == "hangs" else "fake:sleep=60"))
     if how == "is stopped":
         os.kill(pid, signal.SIGSTOP)
+    await until(lambda: runner.is_still(0.6))  # before it hangs it may still obey
     async with asyncio.timeout(5):
         await runner.cancel(JobId("job-1"), grace_s=0.3)
     with pytest.raises(JobCancelled):
