@@ -30,8 +30,8 @@ from tests.made_pipeline import spec_of
 PIPELINE = Path(gpu_daemon.__file__).parent / "demo" / "pipeline"
 SIDES = ("unmodified", "ours")
 SEED = 9000
-N_FRAMES, N_LOCAL, N_DIMENSIONS = 589, 3, 256
-"""Of a chunk of 10 s in pyannote's own pipelines."""
+N_LOCAL, N_DIMENSIONS = 3, 256
+"""Of a chunk in pyannote's own pipelines."""
 
 
 @dataclass
@@ -173,9 +173,10 @@ def _without_networks(directory: Path, minutes: int) -> dict[str, float]:
     centroids = chance.standard_normal((12, N_DIMENSIONS)).astype(np.float32)
 
     def segment(chunks: Pcm) -> torch.Tensor:
-        active = np.zeros((len(chunks), N_FRAMES, N_LOCAL), np.float32)
+        n_frames = pipeline._segmentation.model.num_frames(chunks.shape[1])
+        active = np.zeros((len(chunks), n_frames, N_LOCAL), np.float32)
         for chunk in active:
-            cut = int(chance.integers(100, N_FRAMES - 100))
+            cut = int(chance.integers(100, n_frames - 100))
             chunk[:cut, 0] = chunk[cut - 20 :, 1] = 1.0
         return torch.from_numpy(active)
 
