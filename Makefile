@@ -13,7 +13,7 @@ help: ## what can be made
 	@echo
 	@echo "  TORCH=rocm takes the packages for AMD GPUs; PYTHON=… names the interpreter."
 
-demo: $(RUN_STAMP) ## a real file through a real daemon: transcript, callback, times
+demo: $(RUN_STAMP) ## a conversation through a real daemon: who says what, callback, times
 	@deploy/system-packages.sh --optional ffmpeg
 	@$(PY) -m gpu_daemon demo
 
