@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +115,7 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         Raises JobError (`gpu_oom`), RuntimeError of the device, and what `tick` raises.
         """
         self._tick = tick
-        with self._quietly(), patch.object(clusterings, "linkage", self._linkage):
+        with self._quietly(), self._clustered_elsewhere():
             return self.apply({"uri": "audio", "pcm": pcm}, **bounds)
 
     def embed(self, pcm: Pcm) -> Embedding:
@@ -320,6 +319,15 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
 
     def _linkage(self, embeddings: npt.NDArray[Any], method: str, metric: str) -> Dendrogram:
         return linkage_elsewhere(embeddings, method, metric, lambda: self._tick(EMBEDDED))
+
+    @contextmanager
+    def _clustered_elsewhere(self) -> Iterator[None]:
+        """pyannote takes scipy's `linkage` from its own module's names, and gives no other way to say which."""
+        usual, clusterings.linkage = clusterings.linkage, self._linkage
+        try:
+            yield
+        finally:
+            clusterings.linkage = usual
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
