@@ -27,7 +27,7 @@ from gpu_daemon.engine.base import Audio, LoadedModel, ModelSpec, Progress, Samp
 from gpu_daemon.engine.level import as_floats
 from gpu_daemon.errors import DeviceLost, JobError, NoRoom
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
-from gpu_daemon.transcript.model import Segment, Transcript, Word
+from gpu_daemon.transcript.model import Segment, TokenLogprob, Transcript, Word
 
 VOCABULARY = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 SEGMENT_S = 5.0
@@ -38,6 +38,7 @@ SLEPT = 0.9
 LOUD = 0.01
 IGNORED = 1
 """SIG_IGN"""
+LOGPROB = -0.2
 SEGMENT_TOKENS = tuple(range(100, 100 + WORDS_PER_SEGMENT))
 
 
@@ -149,8 +150,7 @@ class FakeTranscription:
             first, last = (int(at * SEGMENT_S * SAMPLE_RATE_HZ) for at in (index, index + 1))
             piece = as_floats(self._audio[first:last])
             if abs(piece).max() > LOUD:
-                words = self._options.word_timestamps
-                self._segments.append(_segment(len(self._segments), index * SEGMENT_S, piece, words))
+                self._segments.append(_segment(len(self._segments), index * SEGMENT_S, piece, self._options))
             yield True
             if index == 0:
                 yield from self._behave(after_first)
@@ -188,7 +188,7 @@ class FakeFault(Exception):
         self.error = error
 
 
-def _segment(number: int, start_s: float, piece: Audio, with_words: bool) -> Segment:
+def _segment(number: int, start_s: float, piece: Audio, options: JobOptions) -> Segment:
     digest = hashlib.sha256(piece.tobytes()).digest()
     texts = [" " + VOCABULARY[byte % len(VOCABULARY)] for byte in digest[:WORDS_PER_SEGMENT]]
     step_s = len(piece) / SAMPLE_RATE_HZ / WORDS_PER_SEGMENT
@@ -201,14 +201,15 @@ def _segment(number: int, start_s: float, piece: Audio, with_words: bool) -> Seg
         start=start_s,
         end=start_s + WORDS_PER_SEGMENT * step_s,
         text="".join(texts),
-        confidence=math.exp(-0.2),
-        avg_logprob=-0.2,
+        confidence=math.exp(LOGPROB),
+        avg_logprob=LOGPROB,
         no_speech_prob=0.01,
         compression_ratio=1.2,
         temperature=0.0,
         seek=int(start_s * 100),
         tokens=SEGMENT_TOKENS,
-        words=words if with_words else (),
+        logprobs=tuple(TokenLogprob.of(text.encode(), LOGPROB) for text in texts) if options.logprobs else None,
+        words=words if options.word_timestamps else (),
     )
 
 

@@ -138,6 +138,11 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "description": "The same, as OpenAI's clients say it.",
     },
     "word_timestamps": {"type": "boolean", "default": False, "description": "The same, as openai-whisper says it."},
+    "logprobs": {
+        "type": "boolean",
+        "default": False,
+        "description": "The segments of the result have `logprobs`: each token of the text with its log probability.",
+    },
     "trim_silence": {
         "type": "boolean",
         "default": True,

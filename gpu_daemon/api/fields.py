@@ -46,10 +46,10 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
 KNOWN = frozenset(
     {
         "model", "callback_url", "language", "task", "timestamp_granularity", "timestamp_granularities",
-        "timestamp_granularities[]", "word_timestamps", "mode", "vad_filter", "trim_silence", "channel_mode",
-        "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "best_of", "condition_on_previous_text",
-        "priority", "metadata", "wait", "diarize", "reuse_result", "url", "num_speakers", "min_speakers",
-        "max_speakers", "hf_token", *THRESHOLDS, *VOICE_FIELDS,
+        "timestamp_granularities[]", "word_timestamps", "logprobs", "mode", "vad_filter", "trim_silence",
+        "channel_mode", "temperature", "prompt", "initial_prompt", "hotwords", "beam_size", "best_of",
+        "condition_on_previous_text", "priority", "metadata", "wait", "diarize", "reuse_result", "url", "num_speakers",
+        "min_speakers", "max_speakers", "hf_token", *THRESHOLDS, *VOICE_FIELDS,
     }
 )  # fmt: skip
 SECRETS = frozenset({"hf_token"})
@@ -99,6 +99,7 @@ def parse_fields(
             task=task,
             # Segments can be cut where the speaker changes, if it is known when each word was said.
             word_timestamps=_word_timestamps(given, default=diarize and task is not Task.DIARIZE),
+            logprobs=boolean(given, "logprobs", False),
             temperature=_temperatures(given),
             initial_prompt=_prompt(given),
             hotwords=_text(given, "hotwords"),

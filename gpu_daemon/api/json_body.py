@@ -16,7 +16,7 @@ MAX_VOICES_BYTES = 4 << 20
 
 BOOLEANS = frozenset(
     {
-        "word_timestamps", "vad_filter", "trim_silence", "condition_on_previous_text", "wait", "diarize",
+        "word_timestamps", "logprobs", "vad_filter", "trim_silence", "condition_on_previous_text", "wait", "diarize",
         "reuse_result",
     }
 )  # fmt: skip

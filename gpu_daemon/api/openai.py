@@ -133,7 +133,7 @@ def _written(stored: str, wanted: Wanted) -> str:
     transcript = parse_result(stored)
     match wanted.format:
         case Format.JSON:
-            return _json(json_body(transcript))
+            return _json(json_body(transcript, wanted))
         case Format.VERBOSE_JSON:
             return _json(verbose_body(transcript, wanted))
         case _:
@@ -141,7 +141,7 @@ def _written(stored: str, wanted: Wanted) -> str:
 
 
 async def _events(context: Context, job: Job, wanted: Wanted) -> AsyncGenerator[bytes]:
-    teller = Teller(wanted.format, diarizes=job.options.diarize)
+    teller = Teller(wanted.format, diarizes=job.options.diarize, logprobs=wanted.logprobs)
     yield KEEP_ALIVE
     try:
         async with aclosing(follow(context, job, every_s=KEEP_ALIVE_S)) as looks:

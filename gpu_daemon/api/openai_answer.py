@@ -1,6 +1,6 @@
 """Transcripts as OpenAI's audio API says them (pure)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gpu_daemon.api.openai_request import Wanted
@@ -15,12 +15,12 @@ WITH_SEGMENTS = frozenset({Format.DIARIZED_JSON, Format.VERBOSE_JSON})
 """Streamed, these have an event for each segment, too."""
 
 
-def json_body(transcript: Transcript) -> dict[str, Any]:
-    return {
-        "text": transcript.text.strip(),
-        "languages": [{"code": transcript.language}],
-        "usage": _duration(transcript),
-    }
+def json_body(transcript: Transcript, wanted: Wanted) -> dict[str, Any]:
+    return (
+        {"text": transcript.text.strip(), "languages": [{"code": transcript.language}]}
+        | ({"logprobs": _logprobs(transcript.segments)} if wanted.logprobs else {})
+        | {"usage": _duration(transcript)}
+    )
 
 
 def verbose_body(transcript: Transcript, wanted: Wanted) -> dict[str, Any]:
@@ -52,10 +52,11 @@ def verbose_body(transcript: Transcript, wanted: Wanted) -> dict[str, Any]:
 class Teller:
     """Which events are still to come, for a client to whom the text is streamed."""
 
-    def __init__(self, format: Format, *, diarizes: bool) -> None:
+    def __init__(self, format: Format, *, diarizes: bool, logprobs: bool) -> None:
         """`diarizes`: who speaks is known only at the end, and cuts segments: they are told then, and all at once."""
         self._has_segments = format in WITH_SEGMENTS
         self._diarizes = diarizes
+        self._logprobs = logprobs
         self._told = 0
         self._blanks = ""
         """At the end of what was said; the text has none there."""
@@ -73,7 +74,11 @@ class Teller:
                 said = said.lstrip()
             if said:
                 delta = {"type": "transcript.text.delta", "delta": said}
-                yield delta | ({"segment_id": f"seg_{segment.id}"} if at_once else {})
+                yield (
+                    delta
+                    | ({"logprobs": _logprobs([segment])} if self._logprobs else {})
+                    | ({"segment_id": f"seg_{segment.id}"} if at_once else {})
+                )
             if at_once:
                 yield diarized_segment(segment, names)
 
@@ -89,7 +94,7 @@ class Teller:
 
     def done(self, transcript: Transcript) -> dict[str, Any]:
         audio_tokens = round(transcript.duration * AUDIO_TOKENS_PER_S)
-        return {
+        said = {
             "type": "transcript.text.done",
             "text": transcript.text.strip(),
             "languages": [{"code": transcript.language}],
@@ -101,6 +106,7 @@ class Teller:
                 "total_tokens": audio_tokens + transcript.token_count,
             },
         }
+        return said | ({"logprobs": _logprobs(transcript.segments)} if self._logprobs else {})
 
 
 def _segment(segment: Segment) -> dict[str, Any]:
@@ -117,7 +123,11 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "no_speech_prob": segment.no_speech_prob,
         "confidence": segment.confidence,
         "speaker": segment.speaker,
-    }
+    } | ({} if segment.logprobs is None else {"logprobs": _logprobs([segment])})
+
+
+def _logprobs(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    return [said.model_dump() for segment in segments for said in segment.logprobs or ()]
 
 
 def _duration(transcript: Transcript) -> dict[str, Any]:

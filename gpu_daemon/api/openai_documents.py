@@ -69,6 +69,13 @@ TRANSCRIPTION_PROPERTIES: dict[str, Any] = SHARED | {
         "enum": ["auto"],
         "description": 'Or an object of the type "server_vad": only speech is decoded, as with `vad_filter`.',
     },
+    "include[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": ["logprobs"]},
+        "description": "`logprobs`: each token of the text with its log probability. With the format json only.",
+    },
+    "logprobs": FORM_PROPERTIES["logprobs"]
+    | {"description": "The same for json; the segments of verbose_json have theirs."},
     "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "As `hotwords`."},
     "channel_mode": FORM_PROPERTIES["channel_mode"],
     "diarize": FORM_PROPERTIES["diarize"]

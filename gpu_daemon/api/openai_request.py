@@ -38,6 +38,8 @@ class Wanted:
     segments: bool
     """In verbose_json, as the words."""
     words: bool
+    logprobs: bool
+    """Of the tokens of the text; in verbose_json of each segment's."""
     cues: CueOptions
 
 
@@ -59,7 +61,6 @@ class Reader:
         """Raises InvalidRequest, NotFound."""
         given = {_name(name): [value for value in values if value != ""] for name, values in fields.items()}
         given = {name: values for name, values in given.items() if values}
-        _refuse_what_is_not_here(given)
         by_voice = _asks_for_vad(given)
         wanted = self._answer(given)
         if one(given, "task") == Task.DIARIZE:
@@ -72,6 +73,8 @@ class Reader:
         ours |= self._model(given) | _temperature(given) | _hints(given)
         if _asks_who_speaks(given, wanted):
             ours.setdefault("diarize", ["true"])
+        if wanted.logprobs:
+            ours["logprobs"] = ["true"]
         if by_voice:
             ours.setdefault("vad_filter", ["true"])
         ours["timestamp_granularities"] = ["word"] if wanted.words or wanted.cues.need_words else []
@@ -108,6 +111,7 @@ class Reader:
             stream=stream,
             segments=granularities != {"word"},
             words="word" in granularities or boolean(given, "word_timestamps", False),
+            logprobs=_includes_logprobs(given, format) or boolean(given, "logprobs", False),
             cues=CueOptions(
                 max_line_width=integer(given, "max_line_width", 1, MOST),
                 max_line_count=integer(given, "max_line_count", 1, MOST),
@@ -132,16 +136,17 @@ def _format(given: Given, task: Task) -> Format:
     return Format(said)
 
 
-def _refuse_what_is_not_here(given: Given) -> None:
-    for said in given.get("include", ()):
-        if said == "logprobs":
-            raise InvalidRequest(
-                "the probabilities of single tokens are not kept; verbose_json has avg_logprob for each segment and, "
-                "with timestamp_granularities[]=word, a confidence for each word",
-                code="not_supported",
-                param="include[]",
-            )
-        raise InvalidRequest(f"include[] knows logprobs, not {said[:50]!r}", param="include[]")
+def _includes_logprobs(given: Given, format: Format) -> bool:
+    included = given.get("include", ())
+    if (strange := next((said for said in included if said != "logprobs"), None)) is not None:
+        raise InvalidRequest(f"include[] knows logprobs, not {strange[:50]!r}", param="include[]")
+    if included and format is not Format.JSON:
+        raise InvalidRequest(
+            f"include[]=logprobs goes with response_format=json, not {format.value}; with logprobs=true in place of "
+            "it the segments of verbose_json have theirs",
+            param="include[]",
+        )
+    return bool(included)
 
 
 def _asks_who_speaks(given: Given, wanted: Wanted) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
-from gpu_daemon.engine.beams import Beams
+from gpu_daemon.engine.beams import Beams, Hypothesis
 from gpu_daemon.engine.checkpoint import WhisperModel
 from gpu_daemon.engine.model import Memory
 from gpu_daemon.engine.rows import Rows, Rules, resized, sampled
@@ -136,13 +136,14 @@ class Batch:
         assert self._beams is not None
         rows = slice(windows.start * self._group, windows.stop * self._group)
         best = logprobs.topk(self._group + 1)
-        sums = (self._rows.sum_logprob[rows, None] + best.values).tolist()
+        # In one copy: each waits for the device.
+        sums, of_each = torch.stack((self._rows.sum_logprob[rows, None] + best.values, best.values)).tolist()
         candidates = best.indices.tolist()
         sources, tokens, scores, done = [], [], [], []
         for number, window in enumerate(windows):
             here = slice(number * self._group, (number + 1) * self._group)
             beams = self._beams[window]
-            step = beams.advance(candidates[here], sums[here])
+            step = beams.advance(candidates[here], sums[here], of_each[here])
             sources += [window * self._group + source for source in step.sources]
             tokens += step.tokens
             scores += step.scores
@@ -158,17 +159,27 @@ class Batch:
         self._rows.done[rows] = torch.tensor(done, device=self._device)
 
     def _decoded(self, window: int) -> Decoded:
-        begin = len(self.sequences[window].prompt)
-        if self._beams is not None:
-            candidates = self._beams[window].hypotheses()
-        else:
-            rows = slice(window * self._group, (window + 1) * self._group)
-            candidates = list(zip(self._rows.tokens[rows].tolist(), self._rows.sum_logprob[rows].tolist(), strict=True))
-            ends = self._rows.length[rows].tolist()
-            candidates = [(tokens[:end], score) for (tokens, score), end in zip(candidates, ends, strict=True)]
-        said = [(_until(tokens[begin:], self._rules.eot), score) for tokens, score in candidates]
-        tokens, sum_logprob = max(said, key=lambda one: one[1] / max(1, len(one[0])))
-        return Decoded(tokens=tuple(tokens), sum_logprob=sum_logprob, no_speech_prob=self._no_speech[window].item())
+        """The likeliest by its length, which is without the end of text."""
+        found = self._said(window) if self._beams is None else self._beams[window].hypotheses()
+        eot, sequence = self._rules.eot, self.sequences[window]
+        best = max(found, key=lambda one: one.sum_logprob / max(1, len(_until(one.tokens, eot))))
+        return Decoded(
+            tokens=tuple(_until(best.tokens, eot)),
+            sum_logprob=best.sum_logprob,
+            no_speech_prob=self._no_speech[window].item(),
+            logprobs=tuple(best.logprobs) if sequence.logprobs else (),
+        )
+
+    def _said(self, window: int) -> list[Hypothesis]:
+        """Of a window without beams."""
+        rows, begin = slice(window * self._group, (window + 1) * self._group), len(self.sequences[window].prompt)
+        tokens, ends = self._rows.tokens[rows].tolist(), self._rows.length[rows].tolist()
+        asked = self.sequences[window].logprobs  # a copy from the device, otherwise made for nobody
+        logprobs = self._rows.logprobs[rows].tolist() if asked else [[] for _ in ends]
+        return [
+            Hypothesis(tokens=tokens[row][begin:end], sum_logprob=sum_logprob, logprobs=logprobs[row][begin:end])
+            for row, (end, sum_logprob) in enumerate(zip(ends, self._rows.sum_logprob[rows].tolist(), strict=True))
+        ]
 
     def _free(self, window: int) -> None:
         """The last one moves into its place."""

@@ -41,6 +41,8 @@ class Decode:
     group: int
     beams: bool
     seed: int
+    logprobs: bool
+    """Of single tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +131,7 @@ class Listener:
                 return
         for segment in segments:
             if segment.start == segment.end or not segment.text.strip():
-                segment.text, segment.tokens, segment.words = "", [], []
+                segment.text, segment.tokens, segment.logprobs, segment.words = "", [], [], []
         self.segments += segments
         self.tokens += [token for segment in segments for token in segment.tokens]
         if not self._options.condition_on_previous_text or result.temperature > HOT:
@@ -152,6 +154,7 @@ class Listener:
                 beams=beams,
                 # From the place in the file: the same file gives the same text.
                 seed=random.Random(f"{SEED} {start} {number}").getrandbits(40),  # noqa: S311 - not for secrets
+                logprobs=options.logprobs,
             )
             if not math.isfinite(decoded.sum_logprob):
                 raise NotANumber("the model computes what is not a number")
@@ -195,29 +198,29 @@ class Listener:
         cuts = [at for at in range(1, len(tokens)) if is_stamp[at - 1] and is_stamp[at]]
         offset_s = self.seek * HOP_LENGTH / SAMPLE_RATE
 
-        def segment(start_s: float, end_s: float, tokens: list[int]) -> Spoken:
+        def segment(start_s: float, end_s: float, begin: int, end: int) -> Spoken:
             return Spoken(
                 seek=self.seek,
                 start=start_s,
                 end=end_s,
-                text=self._tokenizer.decode([token for token in tokens if token < self._tokenizer.eot]),
-                tokens=tokens,
+                text=self._tokenizer.decode([token for token in tokens[begin:end] if token < self._tokenizer.eot]),
+                tokens=tokens[begin:end],
                 temperature=result.temperature,
                 avg_logprob=result.avg_logprob,
                 compression_ratio=result.compression_ratio,
                 no_speech_prob=result.decoded.no_speech_prob,
+                logprobs=list(result.decoded.logprobs[begin:end]),
             )
 
         if not cuts:
             stamps = [token - stamp0 for token in tokens if token >= stamp0]
             length_s = stamps[-1] * STAMP_S if stamps and stamps[-1] != 0 else n_frames * HOP_LENGTH / SAMPLE_RATE
-            return [segment(offset_s, offset_s + length_s, tokens)], self.seek + n_frames
+            return [segment(offset_s, offset_s + length_s, 0, len(tokens))], self.seek + n_frames
         ends = [*cuts, len(tokens)] if whole else cuts
         segments = []
         for begin, end in zip([0, *ends], ends, strict=False):
-            piece = tokens[begin:end]
-            first, last = (offset_s + (token - stamp0) * STAMP_S for token in (piece[0], piece[-1]))
-            segments.append(segment(first, last, piece))
+            first, last = (offset_s + (tokens[at] - stamp0) * STAMP_S for at in (begin, end - 1))
+            segments.append(segment(first, last, begin, end))
         # What is unfinished is heard again.
         end = self.seek + (n_frames if whole else (tokens[cuts[-1] - 1] - stamp0) * FRAMES_PER_STAMP)
         return segments, end

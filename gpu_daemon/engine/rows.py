@@ -21,6 +21,8 @@ class Rows:
 
         self.tokens = torch.zeros(n_rows, n_text_ctx + 2, dtype=torch.int64, device=device)
         """int64[n_rows, n_text_ctx + 2]: the prompt, what was said, and a place for what a row says that is done"""
+        self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
+        """float32[n_rows, n_text_ctx + 2]: of each token that was said; what stands elsewhere means nothing"""
         self.length = empty(torch.int64)
         self.begin = empty(torch.int64)
         """Length of the prompt."""
@@ -60,11 +62,12 @@ class Rows:
         for tensor in vars(self).values():
             tensor[target] = tensor[source].clone()
 
-    def say(self, at: At, tokens: Tensor, logprobs: Tensor, *, eot: int, first_stamp: int) -> None:
+    def say(self, at: slice, tokens: Tensor, logprobs: Tensor, *, eot: int, first_stamp: int) -> None:
         """`tokens`: int64[n]; `logprobs`: float32[n]. Rows that are done stay as they are."""
         done, length = self.done[at], self.length[at]
         self.sum_logprob[at] += torch.where(done, 0.0, logprobs)
-        self.tokens[at] = self.tokens[at].scatter(1, length[:, None], torch.where(done, eot, tokens)[:, None])
+        self.tokens[at].scatter_(1, length[:, None], torch.where(done, eot, tokens)[:, None])
+        self.logprobs[at].scatter_(1, length[:, None], logprobs[:, None])
         is_stamp = tokens >= first_stamp
         self.last_stamp[at] = torch.where(is_stamp, tokens - first_stamp, self.last_stamp[at])
         self.after_stamp[at] = self.in_stamp[at]

@@ -258,6 +258,7 @@ class Scheduler:
                 features=asker.of.features[question.start, question.end],
                 temperature=question.temperature,
                 seed=question.seed,
+                logprobs=question.logprobs,
             ): (asker, question)
             for asker, question in admitted
         }

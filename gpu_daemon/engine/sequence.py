@@ -12,6 +12,8 @@ class Decoded:
     sum_logprob: float
     """Of the tokens and, if it was reached, the end of text; after the rules of what may be said, before the heat."""
     no_speech_prob: float
+    logprobs: tuple[float, ...] = ()
+    """What `sum_logprob` is the sum of, where somebody asked."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -24,4 +26,6 @@ class Sequence:
     temperature: float
     seed: int
     """Of the noise that samples are drawn with."""
+    logprobs: bool = False
+    """Those of single tokens are asked for."""
     decoded: Decoded | None = None

@@ -26,4 +26,6 @@ class Spoken:
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+    logprobs: list[float]
+    """Of each of the tokens, or none."""
     words: list[SpokenWord] = field(default_factory=list)

@@ -17,7 +17,7 @@ from gpu_daemon.engine.listen import Listener, Question
 from gpu_daemon.engine.spoken import Spoken
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ, JobOptions
-from gpu_daemon.transcript.model import Quality, Segment, Transcript, Word
+from gpu_daemon.transcript.model import Quality, Segment, TokenLogprob, Transcript, Word
 
 Planning = Generator[float, None, Plan]
 
@@ -93,7 +93,7 @@ class WhisperTranscription:
     def heard(self) -> tuple[Segment, ...]:
         """What has been said so far: of clips that are heard at once, up to the first that is not done."""
         new = itertools.islice(self._spoken(), len(self._segments), None)
-        self._segments += (_segment(number, spoken) for number, spoken in enumerate(new, len(self._segments)))
+        self._segments += (self._segment(number, spoken) for number, spoken in enumerate(new, len(self._segments)))
         return tuple(self._segments)
 
     def result(self) -> Transcript:
@@ -163,6 +163,32 @@ class WhisperTranscription:
             if not listener.over:
                 return
 
+    def _segment(self, number: int, spoken: Spoken) -> Segment:
+        return Segment(
+            id=number,
+            start=spoken.start,
+            end=spoken.end,
+            text=spoken.text,
+            confidence=math.exp(min(0.0, spoken.avg_logprob)),
+            avg_logprob=spoken.avg_logprob,
+            no_speech_prob=spoken.no_speech_prob,
+            compression_ratio=spoken.compression_ratio,
+            temperature=spoken.temperature,
+            seek=spoken.seek,
+            tokens=tuple(spoken.tokens),
+            logprobs=tuple(self._logprobs(spoken)) if self._options.logprobs else None,
+            words=tuple(
+                Word(word=word.word, start=word.start, end=word.end, confidence=word.probability)
+                for word in spoken.words
+            ),
+        )
+
+    def _logprobs(self, spoken: Spoken) -> Iterator[TokenLogprob]:
+        """Of the text: timestamps are none."""
+        for token, logprob in zip(spoken.tokens, spoken.logprobs, strict=True):
+            if token < self.tokenizer.eot:
+                yield TokenLogprob.of(self.tokenizer.encoding.decode_single_token_bytes(token), logprob)
+
 
 def prompt_of(model: WhisperModel, options: JobOptions) -> tuple[str | None, bool]:
     """The prompt, and whether every window gets it or the first one only."""
@@ -191,22 +217,3 @@ def check(model: WhisperModel, options: JobOptions) -> None:
         raise JobError(
             f"the model {model.name} {knows}; use another model, or language=auto", code="language_not_supported"
         )
-
-
-def _segment(number: int, spoken: Spoken) -> Segment:
-    return Segment(
-        id=number,
-        start=spoken.start,
-        end=spoken.end,
-        text=spoken.text,
-        confidence=math.exp(min(0.0, spoken.avg_logprob)),
-        avg_logprob=spoken.avg_logprob,
-        no_speech_prob=spoken.no_speech_prob,
-        compression_ratio=spoken.compression_ratio,
-        temperature=spoken.temperature,
-        seek=spoken.seek,
-        tokens=tuple(spoken.tokens),
-        words=tuple(
-            Word(word=word.word, start=word.start, end=word.end, confidence=word.probability) for word in spoken.words
-        ),
-    )

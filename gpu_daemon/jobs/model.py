@@ -58,6 +58,8 @@ class JobOptions(BaseModel):
     """ISO 639-1 code as Whisper knows it; None: detect."""
     task: Task = Task.TRANSCRIBE
     word_timestamps: bool = False
+    logprobs: bool = False
+    """That of each token of the text is kept."""
     temperature: tuple[float, ...] = TEMPERATURE_LADDER
     initial_prompt: str | None = None
     hotwords: str | None = None

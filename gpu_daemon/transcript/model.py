@@ -1,6 +1,7 @@
 """What a result is; times in seconds on the timeline of the file the client sent."""
 
-from typing import Literal
+import builtins
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +19,19 @@ class Word(Record):
     speaker: str | None = None
 
 
+class TokenLogprob(Record):
+    """As OpenAI's API says it."""
+
+    token: str
+    """Where its bytes are a part of a character, that part is U+FFFD."""
+    logprob: float
+    bytes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, said: builtins.bytes, logprob: float) -> Self:
+        return cls(token=said.decode(errors="replace"), logprob=logprob, bytes=tuple(said))
+
+
 class Segment(Record):
     id: int
     start: float
@@ -33,6 +47,11 @@ class Segment(Record):
     seek: int
     """Start of the decoded window, in frames of 10 ms."""
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = Field(
+        default=None,
+        exclude_if=lambda logprobs: logprobs is None,
+        description="of each token of the text, where `logprobs=true` asked for them",
+    )
     words: tuple[Word, ...] = ()
 
 

@@ -19,8 +19,8 @@ def with_speakers(segments: Sequence[Segment], exclusive: Sequence[SpeakerTurn])
     """Segments and words with their speakers, cut where the speaker changes; None: nobody speaks anywhere near.
 
     `exclusive`: one speaker at most at any time. Segments without words are not cut. Each part of a segment has its own
-    text and times, and the figures of the whole; the tokens, which are not known by word, are all the first part's. The
-    ids count from 0.
+    text and times, and the figures of the whole; the tokens, which are not known by word, are all the first part's, and
+    so are their logprobs. The ids count from 0.
     """
     parts = (part for of_one in _parted(segments, exclusive) for part in of_one)
     return tuple(part.model_copy(update={"id": i}) for i, part in enumerate(parts))
@@ -128,6 +128,7 @@ def _parts(segment: Segment, words: Sequence[Word]) -> Iterator[Segment]:
                 "speaker": run[0].speaker,
                 "words": run,
                 "tokens": segment.tokens if i == 0 else (),
+                "logprobs": segment.logprobs if i == 0 or segment.logprobs is None else (),
             }
         )
 

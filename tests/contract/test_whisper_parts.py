@@ -158,7 +158,7 @@ def _rows(sampled_tokens: Sequence[Sequence[int]], rules: Rules) -> Rows:
         rows.start(slice(row, row + 1), torch.tensor([PROMPT]), about(limit=448))
         for token in tokens:
             rows.say(
-                torch.tensor([row]),
+                slice(row, row + 1),
                 torch.tensor([token]),
                 torch.zeros(1),
                 eot=rules.eot,
@@ -215,6 +215,8 @@ def test_what_is_done_stays_as_it_is(ours: WhisperModel) -> None:
     assert rows.length[0] == before["length"][0]
     assert rows.sum_logprob.tolist() == [0.0, -1.0]
     assert rows.tokens[0, : rows.length[0]].tolist() == [*PROMPT, T0, 11, rules.eot]
+    assert rows.logprobs[0, : rows.length[0]].tolist() == [0.0] * (len(PROMPT) + 3)
+    assert rows.logprobs[1, : rows.length[1]].tolist() == [*[0.0] * (len(PROMPT) + 3), -1.0]
     assert rows.done.tolist() == [True, False]
 
 

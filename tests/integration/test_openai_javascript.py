@@ -66,6 +66,12 @@ async def test_every_call_and_format(
         "english",
     )
 
+    tokens = said["logprobs"]["logprobs"]
+    assert "".join(token["token"] for token in tokens).strip() == said["logprobs"]["text"] == text
+    assert all(bytes(token["bytes"]).decode() == token["token"] and token["logprob"] < 0 for token in tokens)
+    *deltas, done = said["streamed_logprobs"]
+    assert [token for delta in deltas for token in delta["logprobs"]] == done["logprobs"] == tokens
+
     *deltas, done = said["streamed"]
     assert "".join(event["delta"] for event in deltas) == done["text"] == text
     assert (done["type"], done["usage"]["type"]) == ("transcript.text.done", "tokens")
@@ -80,7 +86,7 @@ async def test_every_call_and_format(
     assert said["refused"] == {
         "model": refused("NotFoundError", 404, "model_not_found", "model"),
         "format": refused("BadRequestError", 400, "invalid_value", "response_format"),
-        "logprobs": refused("BadRequestError", 400, "not_supported", "include[]"),
+        "logprobs": refused("BadRequestError", 400, "invalid_value", "include[]"),
         "failed": refused("InternalServerError", 500, "engine_error", None),
         "stream": {"kind": "APIError", "code": "engine_error", "param": None, "hasId": True},
     }

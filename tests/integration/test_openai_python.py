@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from gpu_daemon.api import attendance as attendance_module
 from gpu_daemon.database.pool import ConnectionParameters
+from tests.fake_engine import LOGPROB
 from tests.serving import ServedDaemon, served_daemon, tone
 
 SPOKEN = tone(12.0)
@@ -170,6 +171,34 @@ async def test_the_text_comes_as_it_is_decoded(served: ServedDaemon, client: Asy
     }
 
 
+async def test_the_log_probability_of_each_token(served: ServedDaemon, client: AsyncOpenAI) -> None:
+    create, file = client.audio.transcriptions.create, ("talk.wav", SPOKEN)
+    plain = await create(file=file, model="whisper-1")
+    assert plain.logprobs is None
+    asked = await create(file=file, model="gpt-4o-transcribe", include=["logprobs"])
+    assert asked.text == plain.text
+    assert asked.logprobs is not None
+    assert "".join(said.token or "" for said in asked.logprobs).strip() == asked.text
+    assert b"".join(bytes(map(int, said.bytes or ())) for said in asked.logprobs).decode().strip() == asked.text
+    assert {said.logprob for said in asked.logprobs} == {LOGPROB}
+
+    deltas: list[Any] = []
+    async for event in await create(file=file, model="gpt-4o-transcribe", include=["logprobs"], stream=True):
+        if event.type == "transcript.text.delta":
+            assert "".join(said.token or "" for said in event.logprobs or ()).strip() == event.delta.strip()
+            deltas += event.logprobs or ()
+        elif event.type == "transcript.text.done":
+            done = event
+    assert [said.to_dict() for said in done.logprobs or ()] == [said.to_dict() for said in deltas]
+    assert [said.token for said in deltas] == [said.token for said in asked.logprobs]
+
+    verbose = await create(file=file, model="whisper-1", response_format="verbose_json", extra_body={"logprobs": True})
+    result = await by_hand(served, logprobs="true")
+    for said, segment in zip(verbose.segments or (), result["segments"], strict=True):
+        assert said.to_dict()["logprobs"] == segment["logprobs"]
+        assert len(segment["logprobs"]) == 4
+
+
 async def test_segments_are_streamed_where_the_format_has_them(client: AsyncOpenAI, tmp_path: Path) -> None:
     stream = await client.audio.transcriptions.create(
         file=("talk.wav", SPOKEN),
@@ -215,7 +244,13 @@ REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str | None, str
     ({"model": "tiny"}, openai.NotFoundError, "model_not_found", "model"),
     ({"response_format": "docx"}, openai.BadRequestError, "invalid_value", "response_format"),
     ({"response_format": "srt", "stream": True}, openai.BadRequestError, "invalid_value", "response_format"),
-    ({"include": ["logprobs"]}, openai.BadRequestError, "not_supported", "include[]"),
+    (
+        {"include": ["logprobs"], "response_format": "verbose_json"},
+        openai.BadRequestError,
+        "invalid_value",
+        "include[]",
+    ),
+    ({"include": ["everything"]}, openai.BadRequestError, "invalid_value", "include[]"),
     ({"timestamp_granularities": ["page"]}, openai.BadRequestError, None, "timestamp_granularities[]"),
     ({"temperature": 2}, openai.BadRequestError, "invalid_value", "temperature"),
     ({"language": "Klingon"}, openai.BadRequestError, "invalid_value", "language"),

@@ -59,6 +59,18 @@ async def test_what_differs_is_done_anew(served: ServedDaemon) -> None:
     assert not (await done(served, language="en"))["reused"], "what another client sent is its own"
 
 
+async def test_a_result_without_logprobs_is_no_answer_to_who_asks_for_them(served: ServedDaemon) -> None:
+    plain = await done(served)
+    assert all("logprobs" not in segment for segment in plain["result"]["segments"])
+    asked = await done(served, logprobs="true")
+    assert (asked["reused"], asked["attempt"]) == (False, 1)
+    again = await done(served, logprobs="true")
+    assert again["reused"]
+    assert again["result"]["segments"] == asked["result"]["segments"]
+    assert all(segment["logprobs"] for segment in again["result"]["segments"])
+    assert (await done(served))["result"]["segments"] == plain["result"]["segments"]
+
+
 async def test_a_failed_job_or_another_checkpoint_is_no_answer(served: ServedDaemon, pool: Pool) -> None:
     assert (await done(served, prompt="fake:error"))["status"] == "failed"
     assert not (await done(served, prompt="fake:error"))["reused"]

@@ -48,6 +48,8 @@ async function main() {
         temperature: 0.2,
         chunking_strategy: { type: "server_vad", threshold: 0.5, prefix_padding_ms: 300, silence_duration_ms: 200 },
     });
+    said.logprobs = await ask({ include: ["logprobs"] });
+    said.streamed_logprobs = await streamed({ include: ["logprobs"] });
     said.auto = await ask({ chunking_strategy: "auto" });
     for (const response_format of ["json", "text", "srt", "vtt", "verbose_json"]) {
         said[`translated_${response_format}`] = await translate({ response_format });
@@ -63,7 +65,7 @@ async function main() {
     said.refused = {
         model: await refused(ask({ model: "huge" })),
         format: await refused(ask({ response_format: "docx" })),
-        logprobs: await refused(ask({ include: ["logprobs"] })),
+        logprobs: await refused(ask({ include: ["logprobs"], response_format: "verbose_json" })),
         failed: await refused(ask({ prompt: "fake:error" })),
         stream: await refused(streamed({ prompt: "fake:error" })),
     };

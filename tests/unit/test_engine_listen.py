@@ -63,7 +63,14 @@ class Asked:
                 tokens += self.tokenizer.encode(part)
             else:
                 tokens.append(self.tokenizer.timestamp_begin + round(part / 0.02))
-        self._answer(Decoded(tokens=tuple(tokens), sum_logprob=logprob * (len(tokens) + 1), no_speech_prob=no_speech))
+        self._answer(
+            Decoded(
+                tokens=tuple(tokens),
+                sum_logprob=logprob * (len(tokens) + 1),
+                no_speech_prob=no_speech,
+                logprobs=tuple(range(len(tokens) + 1)) if self.decode.logprobs else (),
+            )
+        )
 
     def time(self, *words: tuple[str, float, float], probability: float = 0.9) -> None:
         assert isinstance(self.question, Align)
@@ -97,6 +104,17 @@ def test_a_single_timestamp_at_the_end_says_that_the_rest_is_silent(tokenizer: T
     assert asked.said[2:] == [(30.0, 32.0, " three")]
     assert asked.question is None
     assert asked.listener.text == " one two three"
+
+
+def test_each_token_keeps_its_logprob(tokenizer: Tokenizer) -> None:
+    """They are numbered here: the first is that of a timestamp."""
+    asked = Asked(tokenizer, logprobs=True)
+    asked.say(0.0, " one", 4.0, 4.0, " ", 6.0, 6.0, " two", 9.5, 9.5, " unfinished")
+    assert [segment.logprobs for segment in asked.listener.segments] == [[0, 1, 2], [], [6, 7, 8]]
+    assert all(len(segment.logprobs) == len(segment.tokens) for segment in asked.listener.segments)
+    unasked = Asked(tokenizer)
+    unasked.say(0.0, " one", 4.0, 4.0, " two", 9.5)
+    assert [segment.logprobs for segment in unasked.listener.segments] == [[], []]
 
 
 def test_what_was_said_prompts_the_next_window(tokenizer: Tokenizer) -> None:

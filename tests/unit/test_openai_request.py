@@ -54,6 +54,10 @@ def read(fields: dict[str, list[str]], task: Task = Task.TRANSCRIBE) -> tuple[di
             {"known_speaker_names": ["Ada"], "known_speaker_references": ["data:"], "diarize": ["true"]},
         ),
         ({"diarize": ["true"], "num_speakers": ["2"]}, {"diarize": ["true"], "num_speakers": ["2"]}),
+        ({"include[]": ["logprobs"]}, {"logprobs": ["true"]}),
+        ({"include": ["logprobs"], "response_format": ["json"], "stream": ["true"]}, {"logprobs": ["true"]}),
+        ({"logprobs": ["true"], "response_format": ["verbose_json"]}, {"logprobs": ["true"]}),
+        ({"logprobs": ["false"]}, {"logprobs": ["false"]}),
         ({"priority": ["3"], "wait": ["true"], "n": ["2"]}, {"priority": ["3"]}),
     ],
 )
@@ -63,7 +67,13 @@ def test_what_becomes_of_a_field(fields: dict[str, list[str]], expected: dict[st
 
 def test_what_is_wanted() -> None:
     assert read({})[1] == Wanted(
-        task=Task.TRANSCRIBE, format=Format.JSON, stream=False, segments=True, words=False, cues=CueOptions()
+        task=Task.TRANSCRIBE,
+        format=Format.JSON,
+        stream=False,
+        segments=True,
+        words=False,
+        logprobs=False,
+        cues=CueOptions(),
     )
     ours, wanted = read(
         {
@@ -89,6 +99,9 @@ def test_what_is_wanted() -> None:
         SERVER_VAD | {"chunking_strategy[threshold]": ["nan"]},
         {"task": ["diarize"]},
         {"include": ["everything"]},
+        {"include": ["logprobs", "everything"]},
+        *({"include": ["logprobs"], "response_format": [format]} for format in Format if format is not Format.JSON),
+        {"logprobs": ["perhaps"]},
         {"max_line_width": ["0"]},
         {"stream": ["maybe"]},
         {"response_format": ["json", "srt"]},
