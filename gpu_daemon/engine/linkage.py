@@ -1,5 +1,5 @@
-"""Hierarchical clustering in a process of its own: it grows with the square of the speech, on one core, and holds the
-lock that all threads of Python share for most of the time.
+"""Hierarchical clustering by scipy, in a process of its own: it grows with the square of the speech, on one core, and
+holds the lock that all threads of Python share for most of the time. For pipelines whose `method` is not "centroid".
 
 Run as a file, it is that process: it imports scipy and nothing else, and ends with whoever started it.
 """

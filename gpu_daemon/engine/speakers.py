@@ -23,6 +23,7 @@ from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeatu
 from pyannote.core.utils.generators import string_generator
 
 from gpu_daemon.engine.base import Pcm
+from gpu_daemon.engine.centroid_linkage import centroid_linkage
 from gpu_daemon.engine.known_voices import Embedding
 from gpu_daemon.engine.level import FULL_SCALE
 from gpu_daemon.engine.linkage import Dendrogram, linkage_elsewhere
@@ -41,6 +42,10 @@ CHUNK_MB = 96
 MOST_CHUNKS = 128
 FREE_SHARE = 0.25
 """Of the memory that is free: there are others in this process."""
+OPEN_CHUNKS = 10
+"""The frames of so many are put together at once."""
+NO_CLUSTER = -2
+"""pyannote's, of a local speaker who is silent in that chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +136,23 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         return embedding
 
     def get_segmentations(self, file: Any, **_: object) -> Any:
-        """float32[n_chunks, n_frames, n_local_speakers] with its times; the last chunk, which is filled up with zeros,
-        goes alone, as it does in `Inference.slide`."""
+        """uint8[n_chunks, n_frames, n_local_speakers], or float32 where the network says how sure it is, with its
+        times; the last chunk, which is filled up with zeros, goes alone, as it does in `Inference.slide`."""
         pcm: Pcm = file["pcm"]
         inference = self._segmentation
         n_samples = self._segmentation.model.audio.get_num_samples(inference.duration)
         step = round(inference.step * SAMPLE_RATE_HZ)
         n_whole = max(0, (len(pcm) - n_samples) // step + 1)
         n_chunks = n_whole + (len(pcm) < n_samples or (len(pcm) - n_samples) % step > 0)
-        parts: list[Floats] = []
+        kind = np.uint8 if inference.model.specifications.powerset else np.float32
+        parts: list[npt.NDArray[Any]] = []
 
         def compute(rows: range) -> torch.Tensor:
             return self._segment(np.stack([_cut(pcm, row * step, row * step + n_samples) for row in rows]))
 
         def keep(rows: range, values: Floats) -> None:
             if not parts:
-                parts.append(np.empty((n_chunks, *values.shape[1:]), np.float32))
+                parts.append(np.empty((n_chunks, *values.shape[1:]), kind))
             parts[0][rows.start : rows.stop] = values
             self._tick(SEGMENTED * rows.stop / n_chunks)
 
@@ -187,25 +193,37 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         self._in_batches("embedding", range(len(spoken)), compute, keep)
         return embeddings
 
+    @staticmethod
+    def speaker_count(binarized_segmentations: Any, frames: Any, **_: object) -> Any:
+        """uint8[n_frames, 1]: how many speak at once, as most chunks have it."""
+        count = Inference.aggregate(_Counted(binarized_segmentations), frames, missing=0.0)
+        count.data = np.rint(count.data).astype(np.uint8)
+        return count
+
     def reconstruct(self, segmentations: Any, hard_clusters: npt.NDArray[np.int8], count: Any) -> Any:
-        """Who of the file's speakers is active in which frame; chunk after chunk, for all chunks at once take gigabytes
-        when a long file has many speakers."""
+        """bool[n_frames, n_clusters]: who of the file's speakers is active. Some chunks at a time: all of a long file
+        with many speakers at once take gigabytes."""
         self._tick(EMBEDDED)
-        scores = _Clustered(segmentations, hard_clusters)
-        frames = Inference.aggregate(scores, count.sliding_window, hamming=False, missing=0.0, skip_average=True)
-        most = int(np.max(count.data))
-        if frames.data.shape[1] < most:
-            frames.data = np.pad(frames.data, ((0, 0), (0, most - frames.data.shape[1])))
-        extent = frames.extent & count.extent
-        frames = frames.crop(extent, return_data=False)
-        counts = count.crop(extent, return_data=False).data[:, 0]
-        binary = np.zeros_like(frames.data)
-        order = np.argsort(-frames.data, axis=-1)
-        n_frames = min(len(counts), len(binary))
-        for rank in range(most):
-            rows = np.flatnonzero(counts[:n_frames] > rank)
-            binary[rows, order[rows, rank]] = 1.0
-        return SlidingWindowFeature(binary, frames.sliding_window)
+        counts = count.data[:, 0]
+        n_clusters = max(int(hard_clusters.max()) + 1, int(counts.max()))
+        active = np.zeros((len(counts), n_clusters), bool)
+        n_frames = segmentations.data.shape[1]
+        votes = np.zeros((OPEN_CHUNKS * n_frames, n_clusters), np.float32)
+        done = 0  # frames; the votes are of those that follow
+        for clusters, (time, scores) in zip(hard_clusters, segmentations, strict=True):
+            first = count.sliding_window.closest_frame(time.start + 0.5 * count.sliding_window.duration)
+            if first + n_frames > done + len(votes):
+                n_ready = first - done
+                _elect(votes[:n_ready], counts[done:first], active[done:first])
+                votes[:-n_ready] = votes[n_ready:]
+                votes[-n_ready:] = 0.0
+                done = first
+            for cluster in np.unique(clusters[clusters != NO_CLUSTER]):
+                votes[first - done : first - done + n_frames, cluster] += np.nan_to_num(
+                    scores[:, clusters == cluster].max(axis=1)
+                )
+        _elect(votes[: len(counts) - done], counts[done:], active[done:])
+        return SlidingWindowFeature(active, count.sliding_window)
 
     @staticmethod
     def to_annotation(discrete_diarization: Any, *, min_duration_off: float = 0.0, **_: float) -> Any:
@@ -214,7 +232,7 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         annotation, tracks = Annotation(), string_generator()
         for speaker, scores in enumerate(discrete_diarization.data.T):
             track = next(tracks)
-            active = np.concatenate([[False], scores > 0.5, [False]])
+            active = np.concatenate([[False], scores, [False]])
             firsts, ends = np.flatnonzero(np.diff(active.astype(np.int8))).reshape(-1, 2).T
             for first, end in zip(firsts, np.minimum(ends, len(scores) - 1), strict=True):
                 annotation[Segment(frames[int(first)].middle, frames[int(end)].middle), track] = speaker
@@ -318,7 +336,12 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         return max(1, min(MOST_CHUNKS, int(FREE_SHARE * free_bytes / (CHUNK_MB << 20))))
 
     def _linkage(self, embeddings: npt.NDArray[Any], method: str, metric: str) -> Dendrogram:
-        return linkage_elsewhere(embeddings, method, metric, lambda: self._tick(EMBEDDED))
+        def beat() -> None:
+            self._tick(EMBEDDED)
+
+        if (method, metric) == ("centroid", "euclidean"):
+            return centroid_linkage(embeddings, beat)
+        return linkage_elsewhere(embeddings, method, metric, beat)
 
     @contextmanager
     def _clustered_elsewhere(self) -> Iterator[None]:
@@ -371,23 +394,26 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-class _Clustered:
-    """Of each chunk float64[n_frames, n_clusters], made when it is asked for; what `Inference.aggregate` needs."""
+class _Counted:
+    """Of each chunk float32[n_frames, 1], made when it is asked for; what `Inference.aggregate` needs."""
 
-    def __init__(self, segmentations: Any, hard_clusters: npt.NDArray[np.int8]) -> None:
+    def __init__(self, segmentations: Any) -> None:
         self._segmentations = segmentations
-        self._clusters = hard_clusters
-        n_chunks, n_frames, _ = segmentations.data.shape
         self.sliding_window = segmentations.sliding_window
-        self.data = np.broadcast_to(np.float64(np.nan), (n_chunks, n_frames, int(np.max(hard_clusters)) + 1))
+        self.data = np.broadcast_to(np.float32(0), (*segmentations.data.shape[:2], 1))
 
-    def __iter__(self) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:
-        for clusters, (time, active) in zip(self._clusters, self._segmentations, strict=True):
-            scores = self.data[0].copy()
-            for cluster in np.unique(clusters):
-                if cluster != -2:
-                    scores[:, cluster] = np.max(active[:, clusters == cluster], axis=1)
-            yield time, scores
+    def __iter__(self) -> Iterator[tuple[Any, Floats]]:
+        for time, active in self._segmentations:
+            yield time, active.sum(axis=1, keepdims=True, dtype=np.float32)
+
+
+def _elect(votes: Floats, counts: npt.NDArray[np.int8], active: npt.NDArray[np.bool_]) -> None:
+    """In each frame so many as speak in it, those with most votes."""
+    spoken = np.flatnonzero(counts)
+    order = np.argsort(-votes[spoken], axis=1)
+    for rank in range(int(counts.max(initial=0))):
+        more = counts[spoken] > rank
+        active[spoken[more], order[more, rank]] = True
 
 
 def _cut(pcm: Pcm, first: int, end: int) -> Pcm:

@@ -359,9 +359,9 @@ def embeddings() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
 def test_the_process_for_clustering_computes_what_scipy_computes(embeddings: Any, dtype: Any) -> None:
     beats: list[None] = []
     rows = embeddings.astype(dtype)
-    there = linkage.linkage_elsewhere(rows, "centroid", "euclidean", lambda: beats.append(None))
+    there = linkage.linkage_elsewhere(rows, "ward", "euclidean", lambda: beats.append(None))
     assert beats
-    assert np.array_equal(there, scipy_linkage(rows, method="centroid", metric="euclidean"))
+    assert np.array_equal(there, scipy_linkage(rows, method="ward", metric="euclidean"))
 
 
 def test_the_process_for_clustering_is_killed_with_its_job(embeddings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def test_the_process_for_clustering_is_killed_with_its_job(embeddings: Any, monk
 
     monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(JobCancelled):
-        linkage.linkage_elsewhere(embeddings, "centroid", "euclidean", drop)
+        linkage.linkage_elsewhere(embeddings, "ward", "euclidean", drop)
     assert started[0].returncode == -9
 
 
