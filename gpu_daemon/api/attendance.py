@@ -7,7 +7,7 @@ running for as long as that pause may take, and the request that comes again is 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from gpu_daemon.api.context import Context
 from gpu_daemon.api.intake import Taken, Translation
-from gpu_daemon.api.line import UNBUFFERED, Streamed, ended, more
+from gpu_daemon.api.line import QUIET_S, Answer, Dripping, Streamed, ended
 from gpu_daemon.api.submit import take
-from gpu_daemon.errors import GpuDaemonError, NotFound
-from gpu_daemon.jobs.model import Job, JobId
-from gpu_daemon.jobs.state import TERMINAL, JobState
+from gpu_daemon.errors import GpuDaemonError
+from gpu_daemon.jobs.model import JobId
+from gpu_daemon.jobs.state import TERMINAL
 from gpu_daemon.logs import log
 
 RETRY_COUNT = "x-stainless-retry-count"
@@ -31,12 +31,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 """Of these clients, before they try again; doubled at each try."""
 ARRIVAL_S = 2.5
 """In which the request that comes again has reached us, once it is sent."""
-QUIET_S = 25.0
-"""After so long without a byte, proxies begin to give up (30 to 100 seconds)."""
-DRIP_S = 15.0
-
-Answer = Callable[[Job], Awaitable[Response]]
-"""To the client of a job that has ended."""
 
 
 class Attendance:
@@ -162,24 +156,8 @@ class _WhenEnded(Response):
                 response.headers.update(self._attended.headers)
                 await response(scope, receive, send)
             else:
-                await self._drip(receive, send)
-
-    async def _drip(self, receive: Receive, send: Send) -> None:
-        """The status is said before it is known: a job that does not complete then ends the line without an end of the
-        answer. Clients take that for a broken connection, and those that try again hear what became of the job."""
-        started = Response(media_type="application/json", headers=self._attended.headers | UNBUFFERED)
-        del started.headers["content-length"]
-        await send({"type": "http.response.start", "status": 200, "headers": started.raw_headers})
-        while True:
-            await more(send, b" ")
-            try:
-                job = await ended(self._context, receive, self._attended.taken.job, DRIP_S)
-            except NotFound:
-                return
-            if job.state is JobState.COMPLETED:
-                await more(send, bytes((await self._make(job)).body), last=True)
-            if job.state in TERMINAL:
-                return
+                dripping = Dripping(self._context, job, self._make, self._attended.headers)
+                await dripping(scope, receive, send)
 
 
 class _Stream(Response):

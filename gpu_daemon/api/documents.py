@@ -187,7 +187,14 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
         "description": f"JSON object of up to {MAX_METADATA_BYTES} bytes, echoed in status and callback.",
         "examples": ['{"order": 7}'],
     },
-    "wait": {"type": "boolean", "default": False, "description": "Answer 200 with the result once it is there."},
+    "wait": {
+        "type": "boolean",
+        "default": False,
+        "description": (
+            "Answer 200 with the result once it is there. After 25 s the status is said, and blanks come before the "
+            "JSON: a job that fails then breaks the connection off; `x-job-id` names it."
+        ),
+    },
     "reuse_result": {
         "type": "boolean",
         "default": True,

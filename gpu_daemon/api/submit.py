@@ -8,8 +8,8 @@ from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import TRANSCRIBE_BODY
 from gpu_daemon.api.errors import JobFailed, documented, refusal
 from gpu_daemon.api.intake import Intake, Taken, Translation
-from gpu_daemon.api.line import while_there
-from gpu_daemon.api.prefer import MAX_WAIT_S, applied, preferred_wait_s
+from gpu_daemon.api.line import QUIET_S, Dripping, while_there
+from gpu_daemon.api.prefer import applied, preferred_wait_s
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.catalogue.catalogue import ModelState
@@ -46,8 +46,10 @@ async def transcribe(request: Request, client: Client) -> Response:
         headers["Idempotent-Replayed"] = "true"
     waits, result = taken.submission.wait or wait_s is not None, None
     if waits:
-        patience_s = MAX_WAIT_S if wait_s is None else wait_s
+        patience_s = QUIET_S if wait_s is None else wait_s
         job, result = await while_there(request.receive, context.scheduler.outcome(job, patience_s))
+        if wait_s is None and job.state not in TERMINAL:
+            return Dripping(context, job, lambda job: _result(context, job, None), headers)
     answer = await _result(context, job, result) if waits and job.state in TERMINAL else _accepted(context, job)
     answer.headers.update(headers)
     return answer

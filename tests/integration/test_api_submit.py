@@ -13,6 +13,8 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
+from gpu_daemon.api import line as line_module
+from gpu_daemon.api import submit as submit_module
 from gpu_daemon.api.schemas import Accepted, Result
 from gpu_daemon.audio.ffmpeg import find_ffmpeg
 from gpu_daemon.database.pool import ConnectionParameters
@@ -114,6 +116,39 @@ async def test_a_wait_for_a_job_that_fails_or_is_cancelled_says_so(served: Serve
     assert (await served.client.post(f"/jobs/{running[0]}/cancel")).status_code == 200
     response = await waiting
     assert (response.status_code, error_of(response)["code"]) == (409, "cancelled")
+
+
+async def test_a_long_wait_is_kept_from_falling_asleep(
+    served: ServedDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blanks before the JSON; a job that fails then breaks the line, and its id says where to ask why."""
+    monkeypatch.setattr(submit_module, "QUIET_S", 0.0)
+    monkeypatch.setattr(line_module, "DRIP_S", 0.02)
+
+    async def waited(then: str) -> tuple[str, bytes]:
+        body = b""
+        async with served.client.stream(
+            "POST",
+            "/transcribe",
+            files={"file": ("tone.wav", tone())},
+            data={"wait": "true", "prompt": f"fake:until={tmp_path / 'go'}"},
+        ) as response:
+            assert response.status_code == 200
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > 3 and then == "cancel":
+                        await served.client.post(f"/jobs/{response.headers['x-job-id']}/cancel")
+                    elif len(body) > 3:
+                        (tmp_path / "go").touch()
+        return response.headers["x-job-id"], body
+
+    job_id, body = await waited("cancel")
+    assert body.strip() == b""
+    assert (await served.json(f"/jobs/{job_id}"))["status"] == "cancelled"
+    job_id, body = await waited("complete")
+    assert body.startswith(b"   ")
+    assert json.loads(body) == (await served.json(f"/jobs/{job_id}"))["result"]
 
 
 async def test_a_client_that_stops_waiting_does_not_stop_its_job(served: ServedDaemon) -> None:

@@ -15,6 +15,7 @@ from openai.types.audio import TranscriptionDiarized, TranscriptionVerbose
 from structlog.testing import capture_logs
 
 from gpu_daemon.api import attendance as attendance_module
+from gpu_daemon.api import line as line_module
 from gpu_daemon.database.pool import ConnectionParameters
 from tests.fake_engine import LOGPROB
 from tests.serving import ServedDaemon, served_daemon, tone
@@ -421,7 +422,7 @@ async def test_a_long_wait_is_kept_from_falling_asleep(
 ) -> None:
     """Blanks before the JSON; a job that fails then breaks the line, and who asks again hears why."""
     monkeypatch.setattr(attendance_module, "QUIET_S", 0.0)
-    monkeypatch.setattr(attendance_module, "DRIP_S", 0.02)
+    monkeypatch.setattr(line_module, "DRIP_S", 0.02)
     form: dict[str, Any] = {"files": {"file": ("talk.wav", SPOKEN)}}
     async with served.client.stream(
         "POST",
