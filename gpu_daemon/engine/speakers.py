@@ -27,6 +27,7 @@ from gpu_daemon.engine.centroid_linkage import centroid_linkage
 from gpu_daemon.engine.known_voices import Embedding
 from gpu_daemon.engine.level import FULL_SCALE
 from gpu_daemon.engine.linkage import Dendrogram, linkage_elsewhere
+from gpu_daemon.engine.speaker_clusters import Vbx
 from gpu_daemon.engine.speaker_models import SpeakerModels
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
@@ -61,27 +62,6 @@ class Computed:
             self.arrived.synchronize()
         values: Floats = self.host.numpy()
         return values
-
-
-class Vbx(clusterings.VBxClustering):  # type: ignore[misc]  # pyannote has no types
-    """Asked for more speakers than there is speech to tell apart, it finds fewer; pyannote's own raises ValueError."""
-
-    def __call__(
-        self,
-        embeddings: Floats,
-        segmentations: Any,
-        num_clusters: int | None = None,
-        min_clusters: int = 1,
-        **others: Any,
-    ) -> Any:
-        n_embeddings = max(1, len(self.filter_embeddings(embeddings, segmentations=segmentations)[0]))
-        return super().__call__(
-            embeddings=embeddings,
-            segmentations=segmentations,
-            num_clusters=None if num_clusters is None else min(num_clusters, n_embeddings),
-            min_clusters=min(min_clusters, n_embeddings),
-            **others,
-        )
 
 
 class Speakers(SpeakerDiarization):  # type: ignore[misc]
