@@ -16,14 +16,14 @@ from gpu_daemon.settings import Settings
 
 CLIENT_NAME_CHARACTERS = 16
 
-# For the OpenAPI document; the headers are read below.
-_SCHEMES = (
+SCHEMES = (
     Security(HTTPBearer(auto_error=False, scheme_name="Bearer", description="as OpenAI's clients send their key")),
     Security(APIKeyHeader(auto_error=False, name="X-API-Key", scheme_name="X-API-Key")),
 )
+"""For the OpenAPI document; the headers are read below."""
 
 
-async def _client(request: Request, _bearer: object = _SCHEMES[0], _header: object = _SCHEMES[1]) -> str | None:
+async def _client(request: Request, _bearer: object = SCHEMES[0], _header: object = SCHEMES[1]) -> str | None:
     """The client that the request's key names; None when no keys are configured. Raises Unauthorized.
 
     Awaits nothing, but is no plain function: those are run in a thread.

@@ -29,6 +29,7 @@ from gpu_daemon.api.live import Live
 from gpu_daemon.api.rate_limit import RateLimit
 from gpu_daemon.api.services import cuda, micro, rocm, rq, scale
 from gpu_daemon.api.shortcut import Shortcut
+from gpu_daemon.api.tickets import Tickets
 from gpu_daemon.errors import InvalidRequest, SettingsError
 from gpu_daemon.jobs.languages import language_code
 
@@ -75,6 +76,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.intake = Intake(context)
     app.state.attendance = Attendance(context)
     app.state.live = Live(context)
+    app.state.tickets = Tickets()
     app.state.rate_limit = RateLimit(context.settings.rate_limit_per_minute)
     described = documents.openapi(app, ROUTERS)
     pages.install(app, described)

@@ -7,25 +7,35 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Depends, Header, Request, Security
+from fastapi.security import APIKeyQuery
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from gpu_daemon.api.access import Client, own_job
+from gpu_daemon import clock
+from gpu_daemon.api.access import SCHEMES, Client, client_of, has_key, own_job
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.errors import documented
 from gpu_daemon.api.following import Look, all_segments, follow
 from gpu_daemon.api.jobs import JobIdPath, summary
 from gpu_daemon.api.line import Streamed
+from gpu_daemon.api.schemas import EventsTicket
 from gpu_daemon.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, MEDIA_TYPE, message, retry, written
-from gpu_daemon.errors import NotFound
-from gpu_daemon.jobs.model import Job
+from gpu_daemon.api.tickets import Tickets
+from gpu_daemon.errors import NotFound, Unauthorized
+from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.transcript.model import Segment
 
 router = APIRouter(tags=["jobs"])
+_TICKET = APIKeyQuery(
+    auto_error=False,
+    name="ticket",
+    scheme_name="Ticket",
+    description="for a browser's EventSource, which can send no key: of POST /jobs/{job_id}/events/ticket",
+)
 _SEGMENTS = TypeAdapter(tuple[Segment, ...])
 COME_BACK_MS = 2000
 AT_ONCE = 25
@@ -87,8 +97,36 @@ def end_number(job: Job) -> int:
     return job.attempt * PER_ATTEMPT + PER_ATTEMPT - 1
 
 
+async def _reader(
+    request: Request, job_id: JobIdPath, ticket: Annotated[str | None, Security(_TICKET)] = None
+) -> str | None:
+    """Whose jobs are seen; None: everybody's, or this one by its ticket. Raises Unauthorized."""
+    if ticket is None or has_key(request) or not context_of(request).settings.api_keys:
+        return client_of(request)
+    if not _tickets_of(request).admits(ticket, JobId(job_id), clock.now()):
+        raise Unauthorized(f"this ticket is not for {job_id[:50]!r}, or no longer; ask for another with your API key")
+    return None
+
+
+@router.post(
+    "/jobs/{job_id}/events/ticket",
+    summary="An address of the job's events that needs no key, for a browser's EventSource",
+    responses=documented(401, 404, 503),
+)
+async def make_ticket(request: Request, client: Client, job_id: JobIdPath) -> EventsTicket:
+    """Good for this job's events and nothing else, for an hour, and until the daemon is started anew."""
+    job = await own_job(context_of(request), client, job_id)
+    ticket, expires_at = _tickets_of(request).issue(job.id, clock.now())
+    return EventsTicket(url=f"/jobs/{job.id}/events?ticket={ticket}", expires_at=str(clock.rfc3339(expires_at)))
+
+
+def _tickets_of(request: Request) -> Tickets:
+    return cast(Tickets, request.app.state.tickets)
+
+
 @router.get(
     "/jobs/{job_id}/events",
+    dependencies=[*SCHEMES],
     summary="Server-Sent Events: `state`, `segments` as they are decoded, and `end`",
     response_class=Response,
     responses={
@@ -105,7 +143,7 @@ def end_number(job: Job) -> int:
 )
 async def get_events(
     request: Request,
-    client: Client,
+    client: Annotated[str | None, Depends(_reader)],
     job_id: JobIdPath,
     last_event_id: Annotated[
         str | None, Header(description="the `id` of the last event that was read: what came after it is told")

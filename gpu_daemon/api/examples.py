@@ -223,6 +223,10 @@ EXAMPLES: dict[str, Any] = {
     "Diarized": {"segments": [TURN]},
     "Done": {"message": "the job was cancelled", "job_id": JOB_ID},
     "Draining": {"health": {"status": "draining", "reason": "new jobs are refused"}, "queued": 0, "running": 1},
+    "EventsTicket": {
+        "url": f"/jobs/{JOB_ID}/events?ticket=1788000000.5d41402abc4b2a76b9719d911017c592",
+        "expires_at": ENDED_AT,
+    },
     "Error": {
         "error": {
             "message": "task is transcribe or translate, not 'transcript'",

@@ -1,9 +1,10 @@
 """What OpenAPI is told of OpenAI's routes: their bodies are read as they come."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from gpu_daemon.api.documents import FORM_PROPERTIES, multipart
-from gpu_daemon.api.results import CONTENT_TYPES, MOST
+from gpu_daemon.api.documents import FORM_PROPERTIES, TEXT, multipart
+from gpu_daemon.api.results import CONTENT_TYPES, MOST, SUBTITLES
 from gpu_daemon.api.schemas import Body
 from gpu_daemon.api.sse import MEDIA_TYPE
 from gpu_daemon.api.voices import NAMES, REFERENCES
@@ -76,7 +77,7 @@ TRANSCRIPTION_PROPERTIES: dict[str, Any] = SHARED | {
     },
     "logprobs": FORM_PROPERTIES["logprobs"]
     | {"description": "The same for json; the segments of verbose_json have theirs."},
-    "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "As `hotwords`."},
+    "keywords[]": {"type": "array", "items": TEXT, "description": "As `hotwords`, and together no longer."},
     "channel_mode": FORM_PROPERTIES["channel_mode"],
     "diarize": FORM_PROPERTIES["diarize"]
     | {
@@ -99,7 +100,20 @@ TRANSLATION_PROPERTIES = SHARED | {
 }
 
 
-def _operation(title: str, properties: dict[str, Any], *, streams: bool) -> dict[str, Any]:
+def _not_with(formats: Iterable[Format], **said: dict[str, Any]) -> dict[str, Any]:
+    given = {"response_format": {"enum": sorted(formats)}} | said
+    return {"not": {"required": list(given), "properties": given}}
+
+
+NOT_TOGETHER = {
+    "allOf": [
+        _not_with(SUBTITLES | {Format.TSV}, stream={"const": True}),
+        _not_with(set(Format) - {Format.JSON}, **{"include[]": {"minItems": 1}}),
+    ]
+}
+
+
+def _operation(title: str, properties: dict[str, Any], *, streams: bool, **rules: Any) -> dict[str, Any]:
     answers: dict[str, Any] = {kind.split(";")[0]: {} for kind in CONTENT_TYPES.values()} | (
         {MEDIA_TYPE: {}} if streams else {}
     )
@@ -113,6 +127,7 @@ def _operation(title: str, properties: dict[str, Any], *, streams: bool) -> dict
                     "required": ["file", "model"],
                     "properties": properties,
                     "propertyNames": {"minLength": 1},
+                    **rules,
                 }
             ),
         },
@@ -120,5 +135,5 @@ def _operation(title: str, properties: dict[str, Any], *, streams: bool) -> dict
     }
 
 
-TRANSCRIPTION = _operation("Transcription", TRANSCRIPTION_PROPERTIES, streams=True)
+TRANSCRIPTION = _operation("Transcription", TRANSCRIPTION_PROPERTIES, streams=True, **NOT_TOGETHER)
 TRANSLATION = _operation("Translation", TRANSLATION_PROPERTIES, streams=False)

@@ -140,6 +140,11 @@ class JobView(JobSummary):
     result: Result | None
 
 
+class EventsTicket(Body):
+    url: str = Field(description="the path of the job's events, with the ticket that takes the place of a key")
+    expires_at: str
+
+
 class JobOfService(JobSummary):
     """The job as the CUDA service says it: `error` is a sentence."""
 

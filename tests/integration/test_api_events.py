@@ -279,3 +279,32 @@ async def test_a_reader_with_a_key_sees_its_own_jobs_only(
             for headers in ({"X-API-Key": "one"}, {"X-API-Key": "two"}, {})
         ]
     assert [answer.status_code for answer in answers] == [200, 404, 401]
+
+
+async def test_a_ticket_takes_the_place_of_a_key(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one job's events and nothing else, and for a while."""
+    mine, other = {"X-API-Key": "one"}, {"X-API-Key": "two"}
+    async with served_daemon(tmp_path, database, monkeypatch, api_keys=("one", "two")) as served:
+        ask = served.client.get
+        jobs = [
+            (await served.client.post("/transcribe", files={"file": ("a.wav", tone())}, headers=mine)).json()["job_id"]
+            for _ in range(2)
+        ]
+        tickets = [await served.client.post(f"/jobs/{jobs[0]}/events/ticket", headers=key) for key in (mine, other, {})]
+        assert [answer.status_code for answer in tickets] == [200, 404, 401]
+        url = tickets[0].json()["url"]
+        followed = await ask(url)
+        assert (followed.status_code, followed.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert '"status": "completed"' in followed.text
+        assert (await ask(url, headers=other)).status_code == 404, "a key says more than a ticket"
+        for elsewhere in (
+            url.replace(jobs[0], jobs[1]),
+            url.replace("/events", ""),
+            url.replace("/events", "/result"),
+            url[:-1] + ("0" if url[-1] != "0" else "1"),
+            url.replace("ticket=", "ticket=9"),
+            url.partition("=")[0] + "=",
+        ):
+            assert (await ask(elsewhere)).status_code == 401, elsewhere
