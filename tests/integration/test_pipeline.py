@@ -86,7 +86,7 @@ def test_samples_may_begin_behind_a_header(hears: Hears) -> None:
 def test_each_channel_is_a_speaker_and_they_come_in_order(hears: Hears) -> None:
     first = np.concatenate([tone(5), silence(10), tone(5)])
     second = np.concatenate([silence(6), tone(9, 600), silence(5)])
-    transcript = hears(beside(first, second), channel_mode="split", word_timestamps=True)
+    transcript = hears(beside(first, second), channel_mode="split", word_timestamps=True, logprobs=True)
     assert [(segment.speaker, segment.start) for segment in transcript.segments] == [
         ("SPEAKER_00", 0.0),
         ("SPEAKER_01", 5.5),  # half a second of the silence is kept
@@ -100,6 +100,7 @@ def test_each_channel_is_a_speaker_and_they_come_in_order(hears: Hears) -> None:
     for segment in transcript.segments:
         assert {word.speaker for word in segment.words} == {segment.speaker}
         assert segment.start <= segment.words[0].start < segment.words[-1].end <= segment.end
+        assert "".join(said.token for said in segment.logprobs or ()) == segment.text
 
 
 def test_a_channel_says_what_it_says_alone(hears: Hears) -> None:
