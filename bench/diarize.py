@@ -1,20 +1,24 @@
-"""The diarizer beside pyannote.audio as it is, on the same weights: time, memory, errors, and whether they agree.
+"""The diarizer beside pyannote.audio as it is, on the same weights: time, memory, errors, and whether they agree; and
+what a long file takes beside the networks.
 
 `python -m bench.diarize` (options: `--help`); Linux only: reads /proc. Each side has a process of its own. Seconds are
 those of processors, of all threads and children, which say more than the clock on a busy machine.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +34,19 @@ from tests.made_pipeline import spec_of
 PIPELINE = Path(gpu_daemon.__file__).parent / "demo" / "pipeline"
 SIDES = ("unmodified", "ours")
 SEED = 9000
-N_LOCAL, N_DIMENSIONS = 3, 256
-"""Of a chunk in pyannote's own pipelines."""
+N_SPEAKERS, N_LOCAL, N_DIMENSIONS = 12, 3, 256
+"""Of a long file; of a chunk in pyannote's own pipelines."""
+STEPS = (
+    "get_segmentations",
+    "speaker_count",
+    "get_embeddings",
+    "clustering",
+    "_linkage",
+    "reconstruct",
+    "to_annotation",
+)
+"""What `Speakers` does one after the other; the linkage is part of the clustering."""
+SAMPLE_S = 0.01
 
 
 @dataclass
@@ -43,7 +58,7 @@ class Measured:
     segmentation_s: float
     embedding_s: float
     peak_mb: float
-    """More than when the pipeline had just been loaded."""
+    """More than when the pipeline had just been loaded; mapped files do not count."""
 
 
 def main() -> int:
@@ -51,7 +66,9 @@ def main() -> int:
     parser.add_argument("--pipeline", type=Path, default=PIPELINE)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each conversation")
     parser.add_argument("--speakers", type=int, nargs="+", default=[2, 3, 4], help="one conversation for each number")
-    parser.add_argument("--long", type=int, nargs="*", default=[30, 60], help="minutes of files without networks")
+    parser.add_argument(
+        "--long", type=int, nargs="*", default=[15, 30, 60, 120], help="minutes of files without networks"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--files", type=Path, nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--without-networks", type=int, help=argparse.SUPPRESS)
@@ -97,11 +114,32 @@ def _compare(pipeline: Path, speakers: list[int], minutes: float) -> bool:
 
 
 def _show_long(pipeline: Path, lengths_min: list[int]) -> None:
-    print("\nLong files of 12 speakers, both networks replaced by chance: all that is done beside them")
-    print(f"{'minutes':>8}{'CPU s':>9}{'of a child':>12}{'memory MB':>11}{'audio, MB':>11}")
+    print(f"\nFiles of {N_SPEAKERS} speakers, both networks replaced by chance: all that is done beside them, CPU s")
+    names = [name.strip("_").removeprefix("get_") for name in STEPS]
+    print(
+        f"{'minutes':>8}{'embedded':>10}",
+        *(f"{name:>{len(name) + 2}}" for name in names),
+        f"{'all':>7}{'MB':>6}",
+        sep="",
+    )
+    found = []
     for minutes in lengths_min:
         it = _child(pipeline, "--without-networks", str(minutes))
-        print(f"{minutes:8}{it['own_s']:9.1f}{it['child_s']:12.1f}{it['peak_mb']:11.0f}{it['audio_mb']:11.0f}")
+        found.append([it["embedded"], *(it["steps_s"][step] for step in STEPS), it["total_s"], it["peak_mb"]])
+        _show_row(f"{minutes:8}", names, found[-1])
+    if len(lengths_min) > 1:
+        ratio = log(lengths_min[-1] / lengths_min[0])
+        _show_row(
+            "growth ^",
+            names,
+            [log(max(last, 1e-3) / max(first, 1e-3)) / ratio for first, last in zip(found[0], found[-1], strict=True)],
+        )
+
+
+def _show_row(head: str, names: list[str], values: list[float]) -> None:
+    embedded, *seconds, total_s, peak_mb = values
+    cells = "".join(f"{value:{len(name) + 2}.2f}" for name, value in zip(names, seconds, strict=True))
+    print(f"{head}{embedded:10.5g}{cells}{total_s:7.2f}{peak_mb:6.3g}")
 
 
 def _child(pipeline: Path, *arguments: str) -> dict[str, Any]:
@@ -164,13 +202,45 @@ def _pipeline(side: str, directory: Path) -> tuple[Any, Callable[[Pcm], Any]]:
     return theirs, run
 
 
-def _without_networks(directory: Path, minutes: int) -> dict[str, float]:
-    """In the child: who speaks is a matter of chance, one of 12 speakers for some seconds and then another."""
+def _without_networks(directory: Path, minutes: int) -> dict[str, Any]:
+    """In the child."""
+    pipeline, run = _pipeline("ours", directory)
+    replace_networks(pipeline)
+    taken: dict[str, list[float]] = {step: [0.0] for step in STEPS}
+    embedded = []
+    link = pipeline._linkage
+
+    def counted(embeddings: Any, method: str, metric: str) -> Any:
+        embedded.append(len(embeddings))
+        return link(embeddings, method, metric)
+
+    pipeline.__dict__["_linkage"] = counted
+    for step in STEPS:
+        pipeline.__dict__[step] = _timed(getattr(pipeline, step), taken[step])
+    with tempfile.TemporaryFile() as file:
+        file.truncate(2 * minutes * 60 * SAMPLE_RATE_HZ)
+        pcm: Pcm = np.memmap(file, "<i2", mode="r")
+        before_s = _cpu_s()
+        with _peak() as peak_mb:
+            run(pcm)
+        total_s = _cpu_s() - before_s
+    return {
+        "steps_s": {step: seconds for step, (seconds,) in taken.items()},
+        "total_s": total_s,
+        "peak_mb": peak_mb[0],
+        "embedded": max(embedded),
+    }
+
+
+def replace_networks(pipeline: Any) -> None:
+    """Who speaks is a matter of chance: two of N_SPEAKERS in each chunk, who stay for some ten chunks. What a voice is
+    like changes as it goes on, a little from chunk to chunk, and now and then somebody else is heard in it."""
     import torch
 
-    pipeline, run = _pipeline("ours", directory)
     chance = np.random.default_rng(1)
-    centroids = chance.standard_normal((12, N_DIMENSIONS)).astype(np.float32)
+    voices = chance.standard_normal((N_SPEAKERS, N_DIMENSIONS))
+    drift = np.zeros_like(voices)
+    who = chance.choice(N_SPEAKERS, N_LOCAL, replace=False)
 
     def segment(chunks: Pcm) -> torch.Tensor:
         n_frames = pipeline._segmentation.model.num_frames(chunks.shape[1])
@@ -181,25 +251,19 @@ def _without_networks(directory: Path, minutes: int) -> dict[str, float]:
         return torch.from_numpy(active)
 
     def embed(chunks: Pcm, masks: torch.Tensor) -> torch.Tensor:
-        who = chance.integers(0, 12, (len(chunks), masks.shape[1]))
-        noise = 0.3 * chance.standard_normal((*who.shape, N_DIMENSIONS)).astype(np.float32)
-        return torch.from_numpy(centroids[who] + noise)
+        nonlocal who
+        embeddings = np.empty((len(chunks), masks.shape[1], N_DIMENSIONS), np.float32)
+        for chunk in embeddings:
+            if chance.random() < 0.1:
+                who = chance.choice(N_SPEAKERS, N_LOCAL, replace=False)
+            for local, speaker in enumerate(who):
+                drift[speaker] = 0.9 * drift[speaker] + 0.2 * chance.standard_normal(N_DIMENSIONS)
+                other = max(0.0, chance.uniform(-10.0, 0.4)) * voices[chance.integers(N_SPEAKERS)]
+                chunk[local] = voices[speaker] + drift[speaker] + other + 0.1 * chance.standard_normal(N_DIMENSIONS)
+        return torch.from_numpy(embeddings)
 
     pipeline.__dict__["_segment"], pipeline.__dict__["_embed"] = segment, embed
-    pipeline._nobody = centroids[0]
-    with tempfile.TemporaryFile() as file:
-        file.truncate(2 * minutes * 60 * SAMPLE_RATE_HZ)
-        pcm: Pcm = np.memmap(file, "<i2", mode="r")
-        before = os.times()
-        with _peak() as peak_mb:
-            run(pcm)
-        after = os.times()
-    return {
-        "own_s": after.user + after.system - before.user - before.system,
-        "child_s": after.children_user + after.children_system - before.children_user - before.children_system,
-        "peak_mb": peak_mb[0],
-        "audio_mb": len(pcm) * 2 / 1e6,
-    }
+    pipeline._nobody = voices[0].astype(np.float32)
 
 
 def _timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
@@ -221,17 +285,36 @@ def _cpu_s() -> float:
 
 @contextmanager
 def _peak() -> Iterator[list[float]]:
-    """In it, afterwards: by how many MB memory was more than before. What was read of a mapped file counts too."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-    before_kb, peak_mb = _memory_kb(), [0.0]
-    yield peak_mb
-    peak_mb[0] = (_memory_kb() - before_kb) / 1024
+    """In it, afterwards: by how many MB the memory that is no file's was more than before, here and in children."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no room for what comes
+    ended, before_mb, peak_mb = threading.Event(), _memory_mb(), [0.0]
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_S):
+            peak_mb[0] = max(peak_mb[0], _memory_mb() - before_mb)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield peak_mb
+    finally:
+        ended.set()
+        watching.join()
 
 
-def _memory_kb() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def _memory_mb() -> float:
+    own = Path("/proc/self")
+    children = "".join((task / "children").read_text() for task in (own / "task").iterdir()).split()
+    return sum(map(_anonymous_mb, [own, *(Path("/proc") / pid for pid in children)]))
+
+
+def _anonymous_mb(process: Path) -> float:
+    try:
+        lines = (process / "status").read_text().splitlines()
+    except OSError:
+        return 0.0  # it has ended
     fields = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return int(fields["VmHWM"].split()[0])
+    return int(fields.get("RssAnon", "0 kB").split()[0]) / 1024
 
 
 def _plain(turns: list[SpeakerTurn]) -> list[tuple[float, float, str]]:

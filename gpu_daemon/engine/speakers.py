@@ -21,6 +21,7 @@ from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines import clustering as clusterings
 from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeature
 from pyannote.core.utils.generators import string_generator
+from threadpoolctl import threadpool_limits
 
 from gpu_daemon.engine.base import Pcm
 from gpu_daemon.engine.centroid_linkage import centroid_linkage
@@ -320,7 +321,9 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
             self._tick(EMBEDDED)
 
         if (method, metric) == ("centroid", "euclidean"):
-            return centroid_linkage(embeddings, beat)
+            # Its products are small: threads that wait for each other take processors from others, and save nothing.
+            with threadpool_limits(1, user_api="blas"):
+                return centroid_linkage(embeddings, beat)
         return linkage_elsewhere(embeddings, method, metric, beat)
 
     @contextmanager
