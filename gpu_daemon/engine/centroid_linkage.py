@@ -24,7 +24,8 @@ BLOCK = 64
 
 def centroid_linkage(rows: npt.NDArray[np.floating], beat: Callable[[], None]) -> Doubles:
     """float64[n - 1, 4] of float[n, n_dimensions], n > 1: what `linkage(rows, "centroid", "euclidean")` of scipy gives.
-    Where distances are equal but for rounding the order of merges may be another. `beat` may raise to end it.
+    Of distances that are equal but for rounding, rows that are the same excepted, it may take another first, and then
+    clusters may be others. `beat` may raise to end it.
 
     Raises ValueError when not all numbers are finite.
     """
