@@ -13,7 +13,7 @@ Embedding = npt.NDArray[np.float32]
 
 SAME_VOICE = 0.5
 """Cosine of two embeddings from which on they are called the same voice. With the bundled pipeline a speaker of a file
-and a few seconds of that speaker are at 0.67 to 0.96, and of others at -0.33 to 0.39."""
+and two sentences of that speaker are at 0.30 to 0.78, 32 of 36 above 0.5, and of others at -0.15 to 0.21."""
 
 
 def matched(speakers: Mapping[str, Embedding], known: Mapping[str, Embedding]) -> dict[str, str]:

@@ -2,15 +2,19 @@
 
     python -m tests.espeak_speakers.corpus OUT.npz VARIANTS N_SPEAKERS N_SENTENCES SEED
 
-VARIANTS is TRAINED, DEVELOPMENT or HELD_OUT. OUT has audio int16[n_samples], all sentences end to end, and
-start, length and speaker int64[n_sentences].
+VARIANTS is TRAINED, DEVELOPMENT, INVENTED (of each speaker a new one) or MIXED (TRAINED, and of every other speaker a
+new one). OUT has audio int16[n_samples], all sentences end to end, and start, length and speaker int64[n_sentences].
 """
 
+import contextlib
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +22,7 @@ import numpy.typing as npt
 from gpu_daemon.engine.base import Audio
 from tests.espeak_speakers import voices
 from tests.espeak_speakers.conversations import Conversation, arrange, speaking_order
+from tests.espeak_speakers.invented import invent
 
 
 class Corpus:
@@ -55,24 +60,47 @@ class Corpus:
         return arrange(rng, order, sentence_at, duration_s)
 
 
+def variants_of(name: str, n_speakers: int, directory: Path, rng: random.Random) -> list[str]:
+    """Of each speaker; new ones are put into `directory`, for as long as this process runs."""
+    if name not in ("INVENTED", "MIXED"):
+        known: tuple[str, ...] = getattr(voices, name)
+        return [known[i % len(known)] for i in range(n_speakers)]
+    variants = invent(directory, voices.TRAINED, n_speakers, rng)
+    os.environ["ESPEAK_DATA_PATH"] = str(directory)
+    if name == "MIXED":
+        for i in range(0, n_speakers, 2):
+            variants[i] = voices.TRAINED[i // 2 % len(voices.TRAINED)]
+    return variants
+
+
+def said_by(who: voices.Speaker, text: str) -> Audio | None:
+    """None: there are invented voices that espeak-ng dies of."""
+    with contextlib.suppress(RuntimeError, subprocess.CalledProcessError):
+        return voices.say(who, text)
+    return None
+
+
 def main() -> None:
     out, of, n_speakers, n_sentences, seed = sys.argv[1:]
     rng = random.Random(int(seed))
-    variants: tuple[str, ...] = getattr(voices, of)
-    who = [
-        voices.speaker(rng, variants[i % len(variants)], ("en", "en", "en", "fr", "ru")) for i in range(int(n_speakers))
-    ]
-    speaking = [i for i in range(len(who)) for _ in range(int(n_sentences))]
-    texts = [voices.sentence_of(who[i], rng) for i in speaking]
-    with ThreadPoolExecutor() as pool:
-        said = list(pool.map(voices.say, [who[i] for i in speaking], texts))
-    length = np.array([len(each) for each in said])
+    with TemporaryDirectory() as directory:
+        variants = variants_of(of, int(n_speakers), Path(directory), rng)
+        who = [voices.speaker(rng, variant, ("en", "en", "en", "fr", "ru")) for variant in variants]
+        speaking = [i for i in range(len(who)) for _ in range(int(n_sentences))]
+        texts = [voices.sentence_of(who[i], rng) for i in speaking]
+        with ThreadPoolExecutor() as pool:
+            said = [
+                (i, samples)
+                for i, samples in zip(speaking, pool.map(said_by, [who[i] for i in speaking], texts), strict=True)
+                if samples is not None
+            ]
+    length = np.array([len(samples) for _, samples in said])
     np.savez(
         out,
-        audio=np.concatenate([(np.clip(each, -1, 1) * 32767).astype(np.int16) for each in said]),
+        audio=np.concatenate([(np.clip(each, -1, 1) * 32767).astype(np.int16) for _, each in said]),
         start=np.cumsum(length) - length,
         length=length,
-        speaker=speaking,
+        speaker=np.unique([i for i, _ in said], return_inverse=True)[1],
     )
     print(f"{len(said)} sentences of {len(who)} speakers, {length.sum() / 16000:.0f} s")
 

@@ -1,7 +1,7 @@
 """WeSpeakerResNet34 that tells espeak-ng's speakers apart, and the PLDA of its embeddings.
 
-Two cores would need days for the whole network. So its trunk is `filter_bank`, which nothing is learnt in, and its last
-layer is computed: the linear discriminants of the trunk's statistics over many speakers.
+Two cores would need days for the whole network. So three residual blocks of sixteen are trained, and the others add
+nothing. The PLDA is that of speakers whom the network was not trained on: those whom it was it tells apart far better.
 """
 
 import os
@@ -9,6 +9,7 @@ import os
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # before the import: it would send telemetry
 
 import random
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,23 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pyannote.audio.models.embedding import WeSpeakerResNet34
+from pyannote.audio.models.embedding.wespeaker.resnet import BasicBlock, ResNet
 from scipy.linalg import eigh
+from torch import nn
 
-from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
-from tests.espeak_speakers.conversations import Conversation
+from tests.espeak_speakers.chunks import chunk_of, conversation_of
 from tests.espeak_speakers.corpus import Corpus
-from tests.espeak_speakers.filter_bank import start_from_filters
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-CHUNK_S = 10.0
 MEL_BINS = 40
 """Half the work of the 80 that pyannote's own have."""
-SHORTEST_FRAMES = 80
-"""Who is alone for less is not taken."""
-PRINCIPAL, DISCRIMINANT = 200, 64
-SHRINKAGE = 0.05
+DISCRIMINANT = 128
+SHRINKAGE = 0.2
 """Of the covariance within speakers, towards its mean variance."""
 
 
@@ -53,51 +51,53 @@ class Covariances(NamedTuple):
     between: Floats
 
 
+@torch.no_grad()
 def new_model() -> WeSpeakerResNet34:
+    """Three residual blocks of sixteen do something, those that halve time and bins; the others add 0."""
     model = WeSpeakerResNet34(num_mel_bins=MEL_BINS)
-    start_from_filters(model)
+    for block in idle_blocks(model):
+        for idle in (block.conv1.weight, block.conv2.weight, block.bn2.weight):
+            idle.zero_()
     model.eval()
     return model
 
 
-@torch.no_grad()
-def statistics(model: WeSpeakerResNet34, corpus: Corpus, n_chunks: int, seed: int) -> Heard:
-    """What the model pools, as in the pipeline: ten seconds of conversation, each speaker where they are alone.
+def idle_blocks(model: WeSpeakerResNet34) -> list[BasicBlock]:
+    resnet = model.resnet
+    layers = (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
+    return [block for layer in layers for block in layer if block.stride == 1]
 
-    Everybody is heard twice in a chunk, in the first and the second half of what they say.
-    """
+
+def without_idle_blocks(model: WeSpeakerResNet34) -> ResNet:
+    """The same parameters, five times faster."""
+    resnet = copy(model.resnet)
+    resnet._modules = dict(resnet._modules)
+    resnet.layer1 = nn.Identity()
+    resnet.layer2, resnet.layer3, resnet.layer4 = resnet.layer2[:1], resnet.layer3[:1], resnet.layer4[:1]
+    return resnet
+
+
+@torch.no_grad()
+def embeddings(model: WeSpeakerResNet34, corpus: Corpus, n_chunks: int, seed: int) -> Heard:
+    """Of five seconds of conversation each, as in the pipeline."""
     rng = random.Random(seed)
+    resnet = without_idle_blocks(model)
     features: list[torch.Tensor] = []
     who: list[int] = []
     chunk: list[int] = []
     for i in range(n_chunks):
-        speakers = rng.sample(range(corpus.n_speakers), rng.choice((1, 2, 2, 3)))
-        heard = corpus.conversation(rng, speakers, CHUNK_S)
-        fbank = model.compute_fbank(torch.tensor(heard.samples)[None, None])
+        heard = chunk_of(conversation_of(model, corpus, rng), rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            frames = model.resnet.forward_frames(fbank).float()
-        halves = [(each, half) for each in range(len(speakers)) for half in in_halves(alone(heard, each))]
-        halves = [(each, half) for each, half in halves if half.sum() > SHORTEST_FRAMES]
-        for each, half in halves:
-            features.append(model.resnet.pool(frames, weights=half[None])[0])
-            who.append(speakers[each])
+            frames = resnet.forward_frames(heard.fbank[None]).float()
+        for alone, speaker in zip(heard.alone, heard.who, strict=True):
+            features.append(resnet.forward_embedding(frames, weights=alone[None].float())[1][0])
+            who.append(int(speaker))
             chunk.append(i)
     return Heard(torch.stack(features).double().numpy(), np.array(who), np.array(chunk))
 
 
-def alone(heard: Conversation, speaker: int) -> torch.Tensor:
-    """float32[n_frames of 10 ms]: 1 where that one speaks and nobody else."""
-    n_frames = len(heard.samples) * 100 // SAMPLE_RATE_HZ
-    own, others = torch.zeros(n_frames), torch.zeros(n_frames)
-    for turn in heard.turns:
-        active = own if turn.speaker == speaker else others
-        active[round(turn.start_s * 100) : round(turn.end_s * 100)] = 1
-    return own * (1 - others)
-
-
-def in_halves(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    first = mask * (mask.cumsum(0) <= mask.sum() / 2)
-    return first, mask - first
+def centred(heard: Heard) -> Heard:
+    return heard._replace(features=heard.features - heard.features.mean(0))
 
 
 def covariances(features: Floats, who: Ints) -> Covariances:
@@ -120,28 +120,6 @@ def discriminants(features: Floats, who: Ints, dimension: int) -> Floats:
     _, directions = eigh(found.between, found.within)
     best: Floats = directions[:, ::-1][:, :dimension]
     return best
-
-
-def fit_last_layer(model: WeSpeakerResNet34, heard: Heard) -> None:
-    """The embedding's dimensions beyond DISCRIMINANT stay 0."""
-    mean, deviation = heard.features.mean(0), heard.features.std(0)
-    deviation += 1e-3 * heard.features.std()
-    standard = (heard.features - mean) / deviation
-    _, principal = np.linalg.eigh(standard.T @ standard)
-    principal = principal[:, ::-1][:, :PRINCIPAL]
-    directions = principal @ discriminants(standard @ principal, heard.who, DISCRIMINANT) / deviation[:, None]
-    layer = model.resnet.seg_1
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()
-        layer.weight[:DISCRIMINANT] = torch.tensor(directions.T)
-        layer.bias[:DISCRIMINANT] = torch.tensor(-mean @ directions)
-
-
-@torch.no_grad()
-def embeddings(model: WeSpeakerResNet34, heard: Heard) -> Heard:
-    embedded = model.resnet.seg_1(torch.tensor(heard.features).float())
-    return heard._replace(features=embedded.double().numpy())
 
 
 def equal_error_rate(heard: Heard) -> float:
