@@ -58,7 +58,7 @@ async def receive_upload(
         form.finish()
         if form.file_name is None:
             return Upload(fields=form.fields)
-        plain_info, is_loud = await blocking(partial(_finish, sink, form.take(), target))
+        plain_info, is_loud = await blocking(partial(_finish, sink, form.take()))
     finally:
         sink.close()
     return Upload(
@@ -71,16 +71,16 @@ async def receive_upload(
     )
 
 
-def _finish(sink: FileSink, rest: bytearray, target: Path) -> tuple[AudioInfo | None, bool]:
+def _finish(sink: FileSink, rest: bytearray) -> tuple[AudioInfo | None, bool]:
     """All that is to be done with most files, in one go: each way to a thread and back costs more than the work."""
     sink.write(rest)
     reach(FaultPoint.FILE_WRITTEN)
-    info = plain(target)
+    info = plain(sink.start, sink.size_bytes)
     if info is None:
         return None, False
     sink.sync()
     reach(FaultPoint.FILE_SYNCED)
-    return info, loud_at_once(target)
+    return info, loud_at_once(sink.start)
 
 
 async def receive_json(receive: Receive, limits: FileLimits) -> Upload:

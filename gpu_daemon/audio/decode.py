@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import BYTES_PER_SAMPLE, all_audio, counted
 from gpu_daemon.audio.probe import TOO_MANY_STREAMS, AudioInfo, check_channels, examine
-from gpu_daemon.audio.wave import HEADER, loud_at_once, plain_samples
+from gpu_daemon.audio.wave import HEADER, loud_at_once, plain_samples, start_of
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import JobError, NotMedia, TooLarge
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
@@ -70,12 +70,13 @@ def plain_audio(source: Path, size_bytes: int) -> Decoded:
 
 def _as_it_is(source: Path, max_duration_s: int, trim_silence: bool) -> Decoded | None:
     """A file that needs no decoding, nor silence to be counted; None: another. Blocks."""
-    n_samples = plain_samples(source)
-    if n_samples is None or (trim_silence and not loud_at_once(source)):
+    start, size_bytes = start_of(source)
+    n_samples = plain_samples(start, size_bytes)
+    if n_samples is None or (trim_silence and not loud_at_once(start)):
         return None
     if n_samples > max_duration_s * SAMPLE_RATE_HZ:
         raise _too_long(max_duration_s)
-    return plain_audio(source, source.stat().st_size)
+    return plain_audio(source, size_bytes)
 
 
 async def _decode(

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu_daemon.audio.allowed import MAX_STREAMS
 from gpu_daemon.audio.ffmpeg import FfmpegTimeout, Finished, run_ffmpeg
 from gpu_daemon.audio.graph import first_frames
-from gpu_daemon.audio.wave import plain_samples
+from gpu_daemon.audio.wave import plain_samples, start_of
 from gpu_daemon.errors import InvalidRequest, NotMedia, TooLarge, Unavailable
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.logs import log
@@ -89,9 +89,10 @@ def check_channels(info: AudioInfo) -> None:
 
 async def examine(source: Path, timeout_s: float) -> AudioInfo:
     """Raises NotMedia, FfmpegTimeout."""
-    if source.stat().st_size == 0:
+    start, size_bytes = start_of(source)
+    if size_bytes == 0:
         raise NotMedia("the file is empty", param="file")
-    if (info := plain(source)) is not None:
+    if (info := plain(start, size_bytes)) is not None:
         return info
     finished = await run_ffmpeg(first_frames(source, PROBED_FRAMES), timeout_s=timeout_s)
     try:
@@ -101,9 +102,9 @@ async def examine(source: Path, timeout_s: float) -> AudioInfo:
         raise
 
 
-def plain(source: Path) -> AudioInfo | None:
-    """Of a file that is known without ffmpeg; None: of another. Reads its header only."""
-    n_samples = plain_samples(source)
+def plain(start: bytes, size_bytes: int) -> AudioInfo | None:
+    """Of a file that is known by its first bytes, without ffmpeg; None: of another (pure)."""
+    n_samples = plain_samples(start, size_bytes)
     return None if n_samples is None else plain_info(n_samples)
 
 

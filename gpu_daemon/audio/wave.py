@@ -22,26 +22,28 @@ LOUD = 0.02
 LOUD_POWER = WINDOW_SAMPLES * (LOUD * 32768) ** 2
 HEAD_WINDOWS = 22
 """0.44 s: less than the half second of silence that is kept."""
+START_BYTES = HEADER.size + HEAD_WINDOWS * WINDOW_SAMPLES * BYTES_PER_SAMPLE
 
 
-def plain_samples(source: Path) -> int | None:
-    """How many there are behind the header; None: not such a file. Reads the header only."""
+def start_of(source: Path) -> tuple[bytes, int]:
+    """A file's first START_BYTES, and how many it has. Blocks."""
     with source.open("rb") as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        header = file.read(HEADER.size)
+        return file.read(START_BYTES), os.fstat(file.fileno()).st_size
+
+
+def plain_samples(start: bytes, size_bytes: int) -> int | None:
+    """How many there are behind the header; None: not such a file (pure)."""
     n_bytes = size_bytes - HEADER.size
     if not 0 < n_bytes <= MOST_BYTES or n_bytes % BYTES_PER_SAMPLE:
         return None
     rate, width = SAMPLE_RATE_HZ, BYTES_PER_SAMPLE
     form = (b"fmt ", 16, 1, 1, rate, rate * width, width, 8 * width)
     plain = HEADER.pack(b"RIFF", size_bytes - 8, b"WAVE", *form, b"data", n_bytes)
-    return n_bytes // BYTES_PER_SAMPLE if header == plain else None
+    return n_bytes // BYTES_PER_SAMPLE if start[: HEADER.size] == plain else None
 
 
-def loud_at_once(source: Path) -> bool:
-    """There is sound so early, and so far above the threshold, that no leading silence is to be dropped. Blocks."""
-    with source.open("rb") as file:
-        file.seek(HEADER.size)
-        head = file.read(HEAD_WINDOWS * WINDOW_SAMPLES * BYTES_PER_SAMPLE)
+def loud_at_once(start: bytes) -> bool:
+    """There is sound so early, and so far above the threshold, that no leading silence is to be dropped (pure)."""
+    head = start[HEADER.size : START_BYTES]
     windows = struct.iter_unpack(f"<{WINDOW_SAMPLES}h", head[: len(head) - len(head) % (WINDOW_SAMPLES * 2)])
     return any(sum(sample * sample for sample in window) > LOUD_POWER for window in windows)

@@ -4,6 +4,7 @@ Run once at start, under the daemon lock, before anything is accepted.
 """
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -66,4 +67,9 @@ async def remove_files(jobs_dir: Path, job_id: JobId) -> None:
 
 def remove(jobs_dir: Path, job_id: JobId) -> None:
     """Blocks. Files that cannot be removed are swept at the next start."""
-    shutil.rmtree(jobs_dir / job_id, ignore_errors=True)
+    directory = jobs_dir / job_id
+    try:  # most have their source and nothing else: `rmtree` looks, and looks again
+        os.unlink(directory / SOURCE_NAME)
+        os.rmdir(directory)
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)

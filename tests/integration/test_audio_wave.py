@@ -11,7 +11,7 @@ from gpu_daemon.audio import decode as decode_module
 from gpu_daemon.audio import probe as probe_module
 from gpu_daemon.audio.decode import Decoded, decode
 from gpu_daemon.audio.probe import AudioInfo, probe
-from gpu_daemon.audio.wave import HEAD_WINDOWS, HEADER, MOST_BYTES, WINDOW_SAMPLES, plain_samples
+from gpu_daemon.audio.wave import HEAD_WINDOWS, HEADER, MOST_BYTES, WINDOW_SAMPLES, plain_samples, start_of
 from gpu_daemon.errors import TooLarge
 from tests.media import BOTH, Pcm, noise, silence, use_ffmpeg, wav
 
@@ -85,7 +85,7 @@ async def test_what_ffmpeg_would_say(
     ours = [await taken(source, trim_silence=trim_silence) for trim_silence in (True, False)]
     assert len(started) == (0 if sound in EARLY else 1), "to count the silence"
     for module in (probe_module, decode_module):
-        monkeypatch.setattr(module, "plain_samples", lambda _: None)
+        monkeypatch.setattr(module, "plain_samples", lambda *_: None)
     assert ours == [await taken(source, trim_silence=trim_silence) for trim_silence in (True, False)]
     assert len(started) >= 6
 
@@ -95,7 +95,7 @@ async def test_how_long_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = tmp_path / "source"
     source.write_bytes(wav(noise(n_samples).tobytes()))
     ours = await probe(source)
-    monkeypatch.setattr(probe_module, "plain_samples", lambda _: None)
+    monkeypatch.setattr(probe_module, "plain_samples", lambda *_: None)
     assert dataclasses.asdict(ours) == dataclasses.asdict(await probe(source))
 
 
@@ -108,7 +108,7 @@ def test_what_is_left_to_ffmpeg(tmp_path: Path) -> None:
 
     source = tmp_path / "source"
     source.write_bytes(plain)
-    assert plain_samples(source) == 1000
+    assert plain_samples(*start_of(source)) == 1000
     for other in (
         wav(samples, channels=2),
         wav(samples, rate_hz=8_000),
@@ -128,12 +128,12 @@ def test_what_is_left_to_ffmpeg(tmp_path: Path) -> None:
         with_header(at=36, value=b"fact"),
     ):
         source.write_bytes(other)
-        assert plain_samples(source) is None
+        assert plain_samples(*start_of(source)) is None
     with source.open("wb") as file:
         size = MOST_BYTES + 2
         file.write(HEADER.pack(b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", size))
         file.truncate(HEADER.size + size)
-    assert plain_samples(source) is None
+    assert plain_samples(*start_of(source)) is None
 
 
 async def test_too_long_and_just_not(tmp_path: Path) -> None:
