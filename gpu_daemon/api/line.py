@@ -14,6 +14,7 @@ from gpu_daemon.api.context import Context
 from gpu_daemon.errors import NotFound
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import TERMINAL, JobState
+from gpu_daemon.until import until
 
 Value = TypeVar("Value")
 UNBUFFERED = {"X-Accel-Buffering": "no"}
@@ -31,18 +32,12 @@ async def while_there(receive: Receive, work: Awaitable[Value]) -> Value:
 
     The request's body has been read.
     """
-    working = asyncio.ensure_future(work)
     gone = asyncio.create_task(_gone(receive))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        async with until(gone, ClientDisconnect):
+            return await work
     finally:
         gone.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
 
 
 async def ended(context: Context, receive: Receive, job: Job, timeout_s: float | None) -> Job:

@@ -1,10 +1,10 @@
 """One attempt at one job: its audio is prepared, a runner does it, how it ended is recorded."""
 
 import asyncio
-from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from gpu_daemon import clock
 from gpu_daemon.catalogue.catalogue import Catalogue
@@ -32,6 +32,7 @@ from gpu_daemon.scheduling.status import Live
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
 from gpu_daemon.transcript.model import Segment
+from gpu_daemon.until import until
 
 HAND_BACK_TIMEOUT_S = 5.0
 DISK_FULL_PAUSE_S = 20.0
@@ -40,8 +41,6 @@ STAGE_STORED_AFTER_S = 1.0
 
 DIARIZING_FROM_PERCENT = 70
 """Its beginning is done by then, as it goes on beside the transcription."""
-
-T = TypeVar("T")
 
 
 class NoRunner(Exception):
@@ -90,8 +89,8 @@ class _Done:
 
 
 class Attempt:
-    def __init__(self, waiting: Waiting, claim: Claim, job: Job, cancel: asyncio.Event, means: Means) -> None:
-        """`cancel` is set when the job is to stop."""
+    def __init__(self, waiting: Waiting, claim: Claim, job: Job, cancel: "asyncio.Future[None]", means: Means) -> None:
+        """`cancel` is done when the job is to stop."""
         self.job = job
         self.live = Live(
             stage=Stage.PREPARING,
@@ -109,7 +108,7 @@ class Attempt:
         self._claimed_s = clock.monotonic()
         self._cancel = cancel
         self._means = means
-        self._over = False
+        self._storing_stage: asyncio.TimerHandle | None = None
 
     async def run(self) -> JobState | None:
         """How the job stands afterwards, as recorded; None: it was no longer this worker's to move.
@@ -129,7 +128,8 @@ class Attempt:
             bug = JobError(f"a bug in the daemon: {type(error).__name__}", code="internal_error")
             state = await self._settle(bug)
         finally:
-            self._over = True
+            if self._storing_stage is not None:
+                self._storing_stage.cancel()
         if state is None:
             log.warning("job.stale_lease", job_id=self.job.id, attempt=self._claim.attempt)
         return state
@@ -147,10 +147,15 @@ class Attempt:
     async def _work(self) -> _Done:
         """All but the record."""
         job, means = self.job, self._means
-        prepared = await self._until_cancelled(means.preparer.prepared(self._waiting))
+        async with self._until_cancelled():
+            prepared = await means.preparer.prepared(self._waiting)
         spec = means.catalogue.spec(job.options.model)
         if spec is None:
             raise JobError(f"the model {job.options.model} is no longer available", code="model_unavailable")
+        speakers = None
+        if job.options.diarize:
+            async with self._until_cancelled():
+                speakers = await self._speakers()
         request = Run(
             job_id=job.id,
             model=spec,
@@ -159,7 +164,7 @@ class Attempt:
             channels=prepared.audio.channels,
             skip_samples=prepared.audio.skip_samples,
             options=job.options,
-            speakers=await self._until_cancelled(self._speakers()) if job.options.diarize else None,
+            speakers=speakers,
         )
         duration_s = prepared.audio.duration_s * prepared.audio.channels  # each is the work of a file
         async with UsageSampler(means.telemetry, means.worker_index) as usage:
@@ -196,7 +201,8 @@ class Attempt:
     async def _run(self, request: Run, duration_s: float) -> Completed:
         means, error = self._means, None
         try:
-            await self._until_cancelled(means.turn.enter(request.job_id))
+            async with self._until_cancelled():
+                await means.turn.enter(request.job_id)
             return await run_within_limits(
                 means.runner,
                 request,
@@ -235,12 +241,12 @@ class Attempt:
     async def _settle(self, error: GpuDaemonError) -> JobState | None:
         """Record an attempt that did not succeed; the state the job is in then."""
         job, claim, means = self.job, self._claim, self._means
-        if error.code == DiskFull.code and not self._cancel.is_set():
+        if error.code == DiskFull.code and not self._cancel.done():
             return await self._wait_for_room(error)
         if error.code == NoRoom.code:
             means.hub.publish("incident", str(means.worker_index), what="out_of_memory")
         means.turn.over(job.id, duration_s=None)
-        if isinstance(error, JobCancelled) or self._cancel.is_set():
+        if isinstance(error, JobCancelled) or self._cancel.done():
             reach(FaultPoint.CANCELLED_STOPPED)
             cancelled = await means.recorder.record(job.id, lambda: means.jobs.cancel(claim))
             return JobState.CANCELLED if cancelled else None
@@ -282,22 +288,8 @@ class Attempt:
         except TimeoutError:
             log.error("job.not_handed_back", job_id=self.job.id, reason="the database does not answer")
 
-    async def _until_cancelled(self, work: Awaitable[T]) -> T:
-        """Raises JobCancelled if the job is cancelled first."""
-        working = asyncio.ensure_future(work)
-        cancelled = asyncio.ensure_future(self._cancel.wait())
-        try:
-            await asyncio.wait({working, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            cancelled.cancel()
-            if not working.done() or self._cancel.is_set():
-                working.cancel()
-                await asyncio.wait({working})
-        if not self._cancel.is_set():
-            return working.result()
-        if not working.cancelled():
-            working.exception()  # seen: it does not matter any more
-        raise JobCancelled("the job was cancelled")
+    def _until_cancelled(self) -> AbstractAsyncContextManager[None]:
+        return until(self._cancel, lambda: JobCancelled("the job was cancelled"))
 
     def _advance(self, stage: Stage, fraction: float) -> None:
         low, high = span_percent(stage, self.job.options)
@@ -312,7 +304,9 @@ class Attempt:
         )
         self._publish()
         if changed_stage:
-            self._means.recorder.in_background(self._store_stage(stage))
+            if self._storing_stage is not None:
+                self._storing_stage.cancel()
+            self._storing_stage = asyncio.get_running_loop().call_later(STAGE_STORED_AFTER_S, self._store_stage)
 
     def _hear(self, first: int, segments: tuple[Segment, ...]) -> None:
         self.live = replace(self.live, segments=self.live.segments[:first] + segments)
@@ -324,12 +318,10 @@ class Attempt:
             segments=[segment.model_dump(mode="json") for segment in segments],
         )
 
-    async def _store_stage(self, stage: Stage) -> bool:
+    def _store_stage(self) -> None:
         """The row need not be fresher than this: who asks gets `live`; after a crash the job starts over anyway."""
-        await asyncio.sleep(STAGE_STORED_AFTER_S)
-        if self._over or self.live.stage is not stage:
-            return False
-        return await self._means.jobs.progress(self._claim, stage, self.live.progress)
+        stored = self._means.jobs.progress(self._claim, self.live.stage, self.live.progress)
+        self._means.recorder.in_background(stored)
 
     def _publish(self) -> None:
         live = self.live

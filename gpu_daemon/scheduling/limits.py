@@ -1,6 +1,7 @@
 """How long a runner may take over one of its jobs, and how long it may say nothing."""
 
 import asyncio
+from typing import Any
 
 from gpu_daemon import clock
 from gpu_daemon.errors import JobCancelled, JobError
@@ -23,11 +24,11 @@ async def run_within_limits(
     on_progress: OnProgress,
     on_segments: OnSegments,
     *,
-    cancelled: asyncio.Event,
+    cancelled: "asyncio.Future[None]",
     limit_s: float,
     stall_s: float,
 ) -> Completed:
-    """`runner.run`, stopped once `cancelled` is set (JobCancelled), when the job takes longer than `limit_s` in all
+    """`runner.run`, stopped once `cancelled` is done (JobCancelled), when the job takes longer than `limit_s` in all
     (JobError `job_timeout`) or makes no progress for `stall_s` (StalledJob).
 
     What stops is the job: see `Runner.cancel`. A runner in which nothing makes progress is killed, with all it does.
@@ -40,13 +41,20 @@ async def run_within_limits(
         beat, at = clock.monotonic(), stage
         on_progress(stage, fraction)
 
+    def silence_limit_s() -> float:
+        return max(stall_s, LOADING_STALL_LIMIT_S) if at is Stage.LOADING else stall_s
+
     run = asyncio.create_task(runner.run(request, advanced, on_segments))
-    asked = asyncio.create_task(cancelled.wait())  # after `run`, so that the runner knows of the job when it is asked
+    ends: tuple[asyncio.Future[Any], ...] = (run, cancelled)
     try:
-        while not run.done():
-            now = clock.monotonic()
-            silence_s = max(stall_s, LOADING_STALL_LIMIT_S) if at is Stage.LOADING else stall_s
-            if asked.done():
+        while True:
+            # Looked at again after `stall_s` at the latest: the stage, and with it the limit, may have changed.
+            timeout_s = min(min(deadline, beat + silence_limit_s()) - clock.monotonic(), stall_s)
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if run.done():
+                return run.result()
+            now, silence_s = clock.monotonic(), silence_limit_s()
+            if cancelled.done():
                 return await _stopped(runner, request, run, JobCancelled("the job was cancelled"))
             if now >= deadline:
                 late = JobError(f"the job took longer than its limit of {limit_s:.0f} s", code="job_timeout")
@@ -56,12 +64,7 @@ async def run_within_limits(
                 if runner.is_still(silence_s):
                     await runner.kill()
                 return await _stopped(runner, request, run, stalled)
-            # Looked at again after `stall_s` at the latest: the stage, and with it the limit, may have changed.
-            timeout_s = min(deadline - now, beat + silence_s - now, stall_s)
-            await asyncio.wait({run, asked}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        return run.result()
     finally:
-        asked.cancel()
         run.cancel()
 
 

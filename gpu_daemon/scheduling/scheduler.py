@@ -384,11 +384,15 @@ class Scheduler:
 
     # What the workers ask for.
 
+    def job_at_hand(self, worker_index: int) -> Waiting | None:
+        job = None if self._stopping else self._take_for(worker_index)
+        if job is not None:
+            self._look_ahead()
+        return job
+
     async def next_job(self, worker_index: int) -> Waiting | None:
         while self._workers[worker_index].has_room:
-            job = None if self._stopping else self._take_for(worker_index)
-            if job is not None:
-                self._look_ahead()
+            if (job := self.job_at_hand(worker_index)) is not None:
                 return job
             self._changed.clear()
             with contextlib.suppress(TimeoutError):

@@ -46,6 +46,9 @@ INCIDENTS = {WorkerState.RESTARTING: "worker_restarted", WorkerState.QUARANTINED
 class JobSource(Protocol):
     """Where a worker's jobs come from, and whom it tells how they went: the scheduler."""
 
+    def job_at_hand(self, worker_index: int) -> Waiting | None:
+        """One that the worker can begin now."""
+
     async def next_job(self, worker_index: int) -> Waiting | None:
         """None: the worker has no room any more."""
 
@@ -69,12 +72,16 @@ class _Place:
     alone: bool
     began_at: float
     """On the device's time."""
-    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    cancel: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     attempt: Attempt | None = None
     """None: it is being claimed."""
     over: bool = False
     """The runner is through with it; how it ended is being recorded."""
     task: "asyncio.Task[None] | None" = None
+
+    def stop(self) -> None:
+        if not self.cancel.done():
+            self.cancel.set_result(None)
 
     def stage(self) -> str | None:
         return None if self.attempt is None else self.attempt.live.stage.value
@@ -232,7 +239,7 @@ class Worker:
         """Stop this job if it is one of those that run; it has ended within seconds."""
         if (place := self._places.get(job_id)) is not None:
             log.info("job.cancelling", job_id=job_id, worker=self.index)
-            place.cancel.set()
+            place.stop()
 
     def drain(self) -> None:
         """Finish the jobs that run and take no other; the runner and its models stay."""
@@ -345,6 +352,9 @@ class Worker:
         changed.cancel()
 
     async def _next_job(self, *ends: "asyncio.Task[None]") -> None:
+        if (at_hand := self._source.job_at_hand(self.index)) is not None:
+            self._take(at_hand)
+            return
         asking = asyncio.create_task(self._source.next_job(self.index))
         try:
             await asyncio.wait({asking, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -384,7 +394,7 @@ class Worker:
             if (found := await self._claim(waiting.id)) is not None:
                 claim, job = found
                 if job.cancel_requested_at is not None:
-                    place.cancel.set()
+                    place.stop()
                 log.info("job.started", job_id=job.id, worker=self.index, attempt=claim.attempt, model=waiting.model)
                 place.attempt = Attempt(waiting, claim, job, place.cancel, self._means)
                 state = await place.attempt.run()
