@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import re
-import uuid
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +14,7 @@ from gpu_daemon.api.errors import internal_error
 from gpu_daemon.api.shortcut import TEMPLATE
 from gpu_daemon.logs import log
 from gpu_daemon.metrics import Metrics
+from gpu_daemon.unique import uuid4
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 UNREAD_BYTES = 1 << 20
@@ -22,15 +22,16 @@ UNREAD_BYTES = 1 << 20
 LINGER_S = 5.0
 """A connection that is closed while its client still sends is reset, and many a client loses the answer with it: so
 what comes is read on for so long, and dropped."""
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
 """Unless the route says otherwise."""
 
 
@@ -48,7 +49,7 @@ class Envelope:
             return
         began_s = clock.monotonic()
         said = Headers(scope=scope).get("x-request-id", "")
-        request_id = said if REQUEST_ID.fullmatch(said) else f"req_{uuid.uuid4().hex}"
+        request_id = said if REQUEST_ID.fullmatch(said) else f"req_{uuid4().hex}"
         body = _Body(scope, receive)
         begun = False
         heads_only = scope["method"] == "HEAD"
@@ -62,12 +63,12 @@ class Envelope:
             if message["type"] == "http.response.start":
                 begun = True
                 self._count(scope, message["status"], clock.monotonic() - began_s)
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                said_already = {name for name, _ in message["headers"]}
+                added = [(b"x-request-id", request_id.encode())]
                 if body.worth_dropping:
-                    headers["Connection"] = "close"
+                    added.append((b"connection", b"close"))
+                added += [header for header in HEADERS if header[0] not in said_already]
+                message = {**message, "headers": [*message["headers"], *added]}
             elif message["type"] == "http.response.body" and not message.get("more_body") and body.worth_dropping:
                 await send({**message, "more_body": True})
                 await body.linger()

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from gpu_daemon.jobs.model import ChannelMode, IdempotencyKey, Job, JobId, JobOp
 from gpu_daemon.outgoing.target import AddressPolicy, literal
 from gpu_daemon.scheduling.preparation import SOURCE_NAME
 from gpu_daemon.scheduling.recovery import remove_files
+from gpu_daemon.unique import uuid4
 
 JSON_TYPE = "application/json"
 PROBES_AT_ONCE = 4
@@ -69,7 +69,7 @@ class Intake:
         `rejoin`: a job that the client has made of the same before is the answer, if it has only just ended or not yet.
         """
         key = _idempotency_key(request)
-        job_id = JobId(str(uuid.uuid4()))
+        job_id = JobId(str(uuid4()))
         source = self._jobs_dir / job_id / SOURCE_NAME
         try:
             upload = await self._received(request, source, translate)

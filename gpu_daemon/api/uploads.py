@@ -76,11 +76,11 @@ def _finish(sink: FileSink, rest: bytearray) -> tuple[AudioInfo | None, bool]:
     sink.write(rest)
     reach(FaultPoint.FILE_WRITTEN)
     info = plain(sink.start, sink.size_bytes)
-    if info is None:
-        return None, False
-    sink.sync()
-    reach(FaultPoint.FILE_SYNCED)
-    return info, loud_at_once(sink.start)
+    if info is not None:
+        sink.sync()
+        reach(FaultPoint.FILE_SYNCED)
+    sink.close()
+    return info, info is not None and loud_at_once(sink.start)
 
 
 async def receive_json(receive: Receive, limits: FileLimits) -> Upload:

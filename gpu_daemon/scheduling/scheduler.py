@@ -46,6 +46,8 @@ from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import Inserted, JobStore
 
 BROKEN_PAUSE_S = 1.0
+SHORT_BYTES = 1 << 20
+DISK_CHECKED_FOR_S = 0.1
 
 
 class Scheduler:
@@ -115,6 +117,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._settling: set[asyncio.Task[None]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
+        self._disk_checked_s = -DISK_CHECKED_FOR_S
         self._removals = Gathered(partial(remove, settings.jobs_dir))
         self._open: set[JobId] = set()  # whose end is still to be announced
         self._waiting_for_result: dict[JobId, set[asyncio.Future[bytes | None]]] = {}
@@ -171,11 +174,15 @@ class Scheduler:
         check_size(self._settings, size_bytes)
         queued = len(self._queue)
         check_queue(self._settings, queued, None if queued < self._settings.max_queue else self._wait_behind(queued))
+        now_s, is_short = clock.monotonic(), size_bytes is not None and size_bytes <= SHORT_BYTES
+        if is_short and now_s < self._disk_checked_s + DISK_CHECKED_FOR_S:
+            return  # hundreds of these may come in a second; who writes them looks as well
         try:
             check_disk(self._settings, size_bytes)
         except DiskFull:
             self._hub.publish("incident", "disk", what="disk_low")
             raise
+        self._disk_checked_s = now_s
 
     async def submit(
         self,

@@ -20,6 +20,7 @@ from gpu_daemon.store.failures import Doubts, connection
 from gpu_daemon.store.rows import COLUMNS, job_of, key_of
 from gpu_daemon.store.text import storable
 from gpu_daemon.store.together import Together
+from gpu_daemon.unique import uuid4
 
 OURS = "id = $1 AND state = 'processing' AND attempt = $2 AND lease_token = $3"
 """The job is still the one that this claim was given."""
@@ -229,7 +230,7 @@ class JobStore:
         """queued → processing; the attempt is counted here. None: somebody else has moved the job."""
         check_move(JobState.QUEUED, JobState.PROCESSING)
         earlier = self._leases.get(job_id)
-        key, lease_token = uuid.UUID(job_id), earlier or uuid.uuid4()
+        key, lease_token = uuid.UUID(job_id), earlier or uuid4()
         move = (key, JobState.PROCESSING, lease_token)
         try:
             reach(FaultPoint.CLAIMING)
