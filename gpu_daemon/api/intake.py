@@ -19,7 +19,7 @@ from gpu_daemon.audio.decode import Decoded, plain_audio
 from gpu_daemon.audio.fetch import name_in_url
 from gpu_daemon.audio.pace import FileLimits
 from gpu_daemon.audio.probe import AudioInfo, check_channels, check_duration, probe
-from gpu_daemon.audio.sink import sync
+from gpu_daemon.audio.sink import sync_file
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import InvalidRequest, OutcomeUnknown
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -150,7 +150,7 @@ class Intake:
         if options.channel_mode is ChannelMode.SPLIT:
             check_channels(info)
         if upload.plain is None:
-            await blocking(lambda: sync(source))
+            await blocking(lambda: sync_file(source))
             reach(FaultPoint.FILE_SYNCED)
         return info
 

@@ -18,7 +18,7 @@ import httpx2
 
 from gpu_daemon import __version__
 from gpu_daemon.audio.pace import FileLimits, Pace
-from gpu_daemon.audio.sink import BATCH_BYTES, FileSink, sync
+from gpu_daemon.audio.sink import BATCH_BYTES, FileSink, sync_file
 from gpu_daemon.blocking import blocking
 from gpu_daemon.errors import FetchFailed, TooLarge, UrlBlocked
 from gpu_daemon.jobs.file_name import display_name
@@ -203,9 +203,9 @@ def _refused(status: int) -> FetchFailed:
 
 
 def _publish(part: Path, target: Path) -> None:
-    sync(part)
+    sync_file(part)
     part.rename(target)
-    sync(target)
+    sync_file(target)
 
 
 def _file_name(response: httpx2.Response) -> str | None:

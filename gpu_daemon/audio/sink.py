@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpu_daemon.audio.wave import START_BYTES
+from gpu_daemon.durable import sync
 from gpu_daemon.errors import DiskFull
 
 BATCH_BYTES = 1 << 20
@@ -58,7 +59,7 @@ class FileSink:
             self.start = (self.start + bytes(batch[:START_BYTES]))[:START_BYTES]
 
     def sync(self) -> None:
-        """As `sync`, of what was written. Raises DiskFull."""
+        """As `sync_file`, of what was written. Raises DiskFull."""
         assert self._descriptor is not None
         with _room():
             os.fsync(self._descriptor)
@@ -89,21 +90,13 @@ def _room() -> Iterator[None]:
         raise
 
 
-def sync(target: Path) -> None:
+def sync_file(target: Path) -> None:
     """The file, its name and its directory's name will survive a power cut. Blocks. Raises DiskFull."""
     with _room():
-        _sync(target)
+        sync(target)
         _sync_names(target)
 
 
 def _sync_names(target: Path) -> None:
-    _sync(target.parent)
-    _sync(target.parent.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
+    sync(target.parent.parent)

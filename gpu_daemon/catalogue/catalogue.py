@@ -209,15 +209,7 @@ class Catalogue:
             self._published[status.name] = status.state
             if (what := INCIDENTS.get(status.state)) is not None:
                 self._hub.publish("incident", status.name, what=what)
-        self._hub.publish(
-            "model",
-            status.name,
-            state=status.state,
-            size_bytes=status.size_bytes,
-            done_bytes=status.done_bytes,
-            rate_bytes_per_s=status.rate_bytes_per_s,
-            error=status.error,
-        )
+        status.publish(self._hub)
 
     def _make_directory(self) -> None:
         directory = self._shelf.directory

@@ -12,7 +12,8 @@ from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.hub import Hub, HubFile, Listing
 from gpu_daemon.catalogue.part import Busy
 from gpu_daemon.catalogue.pipeline_config import CONFIG, MODEL, Unreadable, belongs, references, with_own_parts
-from gpu_daemon.catalogue.pipeline_directory import MOST_FILES, Checked, Manifest, write
+from gpu_daemon.catalogue.pipeline_directory import MOST_FILES, Checked, Manifest
+from gpu_daemon.durable import write
 from gpu_daemon.errors import PipelineChanged, PipelineUnavailable
 from gpu_daemon.logs import log
 
@@ -175,10 +176,10 @@ class HubPipeline:
         """Raises OSError, and what the hub raises."""
         if await _is_there(self.name, target, part):
             return
+        await blocking(partial(_make_room, target))
         if part.content is not None:
             await blocking(partial(write, target, part.content))
             return
-        await blocking(partial(_make_room, target))
         try:
             await self._hub.fetch(part.listing, part.file, target, lambda some, _: on_bytes(some), token)
         except Busy as error:

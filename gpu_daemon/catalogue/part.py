@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from gpu_daemon.catalogue.hashing import Digest
+from gpu_daemon.durable import sync
 from gpu_daemon.faultpoints import FaultPoint, reach
 
 
@@ -69,11 +70,7 @@ class PartFile:
         os.fsync(self._descriptor)
         reach(FaultPoint.PART_SYNCED)
         self._path.rename(self._target)
-        directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(self._target.parent)
         reach(FaultPoint.PUBLISHED)
 
     def discard(self) -> None:

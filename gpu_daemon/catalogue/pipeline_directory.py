@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gpu_daemon.blocking import blocking
 from gpu_daemon.catalogue.hashing import sha256_of
 from gpu_daemon.catalogue.pipeline_config import CONFIG, belongs
+from gpu_daemon.durable import write
 from gpu_daemon.engine.base import PipelineSpec
 from gpu_daemon.errors import PipelineUnavailable
 
@@ -78,22 +79,6 @@ def paths_in(directory: Path) -> list[str]:
     if CONFIG not in found:
         raise PipelineUnavailable(f"DIARIZATION_MODEL is a directory without {CONFIG}: no pipeline")
     return sorted(found)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power is cut. Blocks. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _stamps(directory: Path, paths: list[str]) -> Stamps:

@@ -272,16 +272,7 @@ class Pipelines:
         self._publish()
 
     def _publish(self) -> None:
-        status = self.status()
-        self._events.publish(
-            "model",
-            status.name,
-            state=status.state,
-            size_bytes=status.size_bytes,
-            done_bytes=status.done_bytes,
-            rate_bytes_per_s=status.rate_bytes_per_s,
-            error=status.error,
-        )
+        self.status().publish(self._events)
 
 
 def source_of(name: str, directory: Path, hub: Hub, pins: Mapping[str, Listing] = PINS) -> Source:

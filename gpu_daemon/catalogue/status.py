@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from gpu_daemon.events import EventHub
+
 
 class ModelState(StrEnum):
     """Moved by the model's Supply only; a row that is changed starts again."""
@@ -34,3 +36,14 @@ class ModelStatus:
     """While downloading."""
     error: str | None
     retry_at: datetime | None
+
+    def publish(self, hub: EventHub) -> None:
+        hub.publish(
+            "model",
+            self.name,
+            state=self.state,
+            size_bytes=self.size_bytes,
+            done_bytes=self.done_bytes,
+            rate_bytes_per_s=self.rate_bytes_per_s,
+            error=self.error,
+        )

@@ -20,6 +20,7 @@ from gpu_daemon import clock
 from gpu_daemon.database.leftover import renounce_reused_pid, stop_leftover
 from gpu_daemon.database.pool import ConnectionParameters, connect
 from gpu_daemon.database.unprivileged import RunAs, run_as
+from gpu_daemon.durable import sync
 from gpu_daemon.errors import StartupError
 from gpu_daemon.logs import log
 from gpu_daemon.settings import child_environment
@@ -201,7 +202,7 @@ class EmbeddedPostgres:
         if self._directory.exists():
             self._directory.rmdir()
         unfinished.rename(self._directory)
-        await asyncio.to_thread(_sync_directory, self._directory.parent)
+        await asyncio.to_thread(sync, self._directory.parent)
 
 
 def _check_version(directory: Path) -> None:
@@ -248,11 +249,3 @@ def _socket_directory(directory: Path, owner: RunAs) -> Path:
         raise StartupError(f"{short} belongs to somebody else; choose a DATA_DIR with a shorter path")
     os.chown(short, owner.uid, owner.gid)
     return short
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,18 +1,17 @@
 """A result that the database could not take yet, on disk: the work of a GPU outlives the daemon, too."""
 
 import asyncio
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gpu_daemon.durable import write
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Claim, JobId
 from gpu_daemon.logs import log
 from gpu_daemon.store.jobs import JobStore
 
 RESULT_NAME = "result"
-PART_NAME = "result.part"
 
 
 class SpooledResult(BaseModel):
@@ -31,17 +30,7 @@ def spool(directory: Path, claim: Claim, result: bytes, timings: dict[str, float
     head = SpooledResult(
         attempt=claim.attempt, lease_token=claim.lease_token, timings=timings, model_sha256=model_sha256
     )
-    part = directory / PART_NAME
-    with part.open("wb") as file:
-        file.write(head.model_dump_json().encode() + b"\n" + result)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(directory / RESULT_NAME)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write(directory / RESULT_NAME, head.model_dump_json().encode() + b"\n" + result)
 
 
 async def deliver_spooled(jobs: JobStore, jobs_dir: Path) -> None:

@@ -14,7 +14,7 @@ from starlette.types import Message
 from gpu_daemon.api.uploads import Upload, receive_upload
 from gpu_daemon.audio.pace import FileLimits
 from gpu_daemon.audio.probe import examine
-from gpu_daemon.audio.sink import BATCH_BYTES, sync
+from gpu_daemon.audio.sink import BATCH_BYTES, sync_file
 from gpu_daemon.blocking import blocking
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.errors import DiskFull, InvalidRequest, TooSlow
@@ -62,7 +62,7 @@ async def test_what_is_written_is_what_was_sent_and_its_hash(tmp_path: Path) -> 
     pieces = [content[i : i + 65536] for i in range(0, len(content), 65536)]
     target = tmp_path / "job" / "source"
     upload = await receive(Wire(HEAD, *pieces, END), target)
-    await blocking(lambda: sync(target))
+    await blocking(lambda: sync_file(target))
     assert target.read_bytes() == content
     assert upload == Upload(
         fields={}, file_name="a.wav", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
