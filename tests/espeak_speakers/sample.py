@@ -16,7 +16,7 @@ from tests.speech import Spoken, joined, write
 SEED = 501_002
 """Of the bundled one: the demo model of Whisper hears every word of it."""
 SPEAKERS = {"A": Speaker("en", "en-us+paul", 35, 150, 1.0), "B": Speaker("en", "en-gb", 70, 150, 1.0)}
-"""A held-out variant, and a voice without any: neither is trained on here, and the bundled Whisper knows both."""
+"""A held-out variant, and espeak-ng's own British voice; the bundled Whisper knows both."""
 ORDER = "AABABBAABBAB"
 
 
