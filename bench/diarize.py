@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,11 +30,11 @@ from gpu_daemon.engine.base import Pcm
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.transcript.model import SpeakerTurn
 from tests.espeak_speakers.conversations import Conversation, conversation
+from tests.espeak_speakers.evaluate import FIRST_SEED
 from tests.made_pipeline import spec_of
 
 PIPELINE = Path(gpu_daemon.__file__).parent / "demo" / "pipeline"
 SIDES = ("unmodified", "ours")
-SEED = 9000
 N_SPEAKERS, N_LOCAL, N_DIMENSIONS = 12, 3, 256
 """Of a long file; of a chunk in pyannote's own pipelines."""
 STEPS = (
@@ -65,7 +66,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pipeline", type=Path, default=PIPELINE)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each conversation")
-    parser.add_argument("--speakers", type=int, nargs="+", default=[2, 3, 4], help="one conversation for each number")
+    parser.add_argument(
+        "--speakers",
+        type=int,
+        nargs="+",
+        default=[2, 3, 4],
+        help="one held-out conversation for each number, those that `evaluate` has",
+    )
     parser.add_argument(
         "--long", type=int, nargs="*", default=[15, 30, 60, 120], help="minutes of files without networks"
     )
@@ -86,7 +93,11 @@ def main() -> int:
 
 
 def _compare(pipeline: Path, speakers: list[int], minutes: float) -> bool:
-    talks = [conversation(SEED + n, n, minutes * 60) for n in speakers]
+    before: Counter[int] = Counter()
+    talks = []
+    for n in speakers:
+        talks.append(conversation(FIRST_SEED + 100 * n + before[n], n, minutes * 60))
+        before[n] += 1
     audio_s = sum(talk.duration_s for talk in talks)
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(prefix="gpu_daemon-bench-") as directory:
