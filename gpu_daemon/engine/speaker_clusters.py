@@ -6,7 +6,7 @@ VBx: Landini, Profant, Diez, Burget, "Bayesian HMM clustering of x-vector sequen
 nothing of who speaks now.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ Found = tuple[npt.NDArray[np.integer[Any]], Floats, Floats]
 """Whose each is, int[n_chunks, n_local_speakers]; how much alike, float[n_chunks, n_local_speakers, n_clusters]; the
 middle of each cluster, float[n_clusters, n_dimensions]."""
 
+MOST_COMPARED = 7200
+"""Embeddings, evenly from the whole file: what is done with them grows faster than their number. Those left out go to
+the nearest cluster, as all do that hold too little speech to be compared; pyannote itself leaves out only these. So
+many has an hour of dense dialogue with community-1 and 3.1, which begin a chunk each second."""
 BLOCK = 1024
 MOST_ROUNDS = 20
 LEAST_GAIN = 1e-4
@@ -29,6 +33,23 @@ CERTAINTY = 7.0
 """How sure it is at first of what the linkage has found, as a logit."""
 LEAST_SHARE = 1e-7
 """Of all speech; a cluster with less is none."""
+
+
+Filtered = tuple[Floats, npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]
+"""Of some: their embeddings, float[n, n_dimensions], and of which chunk and which speaker in it each is, int[n]."""
+
+
+def thinned(compared: Callable[..., Filtered]) -> Callable[..., Filtered]:
+    """pyannote's `filter_embeddings`, which says what is compared; with MOST_COMPARED of a long file."""
+
+    def filter_embeddings(*given: Any, **named: Any) -> Filtered:
+        rows, chunks, speakers = compared(*given, **named)
+        if len(rows) <= MOST_COMPARED:
+            return rows, chunks, speakers
+        kept = np.linspace(0, len(rows) - 1, MOST_COMPARED).astype(int)
+        return rows[kept], chunks[kept], speakers[kept]
+
+    return filter_embeddings
 
 
 class Vbx(clusterings.VBxClustering):  # type: ignore[misc]  # pyannote has no types

@@ -28,7 +28,7 @@ from gpu_daemon.engine.centroid_linkage import centroid_linkage
 from gpu_daemon.engine.known_voices import Embedding
 from gpu_daemon.engine.level import FULL_SCALE
 from gpu_daemon.engine.linkage import Dendrogram, linkage_elsewhere
-from gpu_daemon.engine.speaker_clusters import Vbx
+from gpu_daemon.engine.speaker_clusters import Vbx, thinned
 from gpu_daemon.engine.speaker_models import SpeakerModels
 from gpu_daemon.errors import JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
@@ -79,6 +79,7 @@ class Speakers(SpeakerDiarization):  # type: ignore[misc]
         )
         if models.clustering == "VBxClustering":
             self.clustering = Vbx(models.plda, metric=self._embedding.metric)
+        self.clustering.filter_embeddings = thinned(self.clustering.filter_embeddings)
         if models.frozen:
             self.freeze(models.frozen)
         self.instantiate(models.tuned)

@@ -110,6 +110,25 @@ def test_thirty_speakers_are_found_as_pyannote_finds_them(spec: PipelineSpec, bo
     assert any(one.end > other.start for one, other in pairwise(turns))
 
 
+def test_of_a_longer_file_only_so_many_are_compared(spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, networks, compared = ours(spec), said(8, 4), list[int]()
+    from gpu_daemon.engine import speaker_clusters
+
+    linkage = pipeline._linkage
+
+    def counted(embeddings: Any, method: str, metric: str) -> Any:
+        compared.append(len(embeddings))
+        return linkage(embeddings, method, metric)
+
+    pipeline.__dict__["_linkage"] = counted
+    turns, _ = found(pipeline, networks)
+    monkeypatch.setattr(speaker_clusters, "MOST_COMPARED", 150)
+    assert found(pipeline, networks)[0] == turns
+    assert compared[0] > 2 * 150
+    assert compared[1:] == [150]
+    assert len({turn.speaker for turn in turns}) == 4
+
+
 def test_memory_grows_with_the_length_of_a_file_and_no_faster(spec: PipelineSpec) -> None:
     pipeline = ours(spec)
     found(pipeline, said(1, 3))  # what is made once is made
