@@ -130,7 +130,7 @@ shared = APIRouter(tags=["microservice"])
         **documented(400, 401, 408, 409, 413, 415, 429, 500, 503, 507),
     },
     openapi_extra=form(
-        "MicroTranscribe", {"response_format": {"type": "string", "enum": list(FORMATS), "default": "json"}}
+        "MicroTranscribe", {"response_format": {"type": "string", "enum": [*FORMATS, ""], "default": "json"}}
     ),
 )
 async def transcribe(request: Request, client: Client) -> Response:
@@ -158,7 +158,7 @@ async def transcribe(request: Request, client: Client) -> Response:
     response_model=MicroAccepted,
     responses=documented(400, 401, 408, 409, 413, 415, 429, 503, 507),
     openapi_extra=form(
-        "MicroTranscribeAsync", {"response_format": {"type": "string", "enum": ["json"], "default": "json"}}
+        "MicroTranscribeAsync", {"response_format": {"type": "string", "enum": ["json", ""], "default": "json"}}
     ),
 )
 async def transcribe_async(request: Request, client: Client) -> Response:
