@@ -63,12 +63,13 @@ class Envelope:
             if message["type"] == "http.response.start":
                 begun = True
                 self._count(scope, message["status"], clock.monotonic() - began_s)
-                said_already = {name for name, _ in message["headers"]}
+                headers = message.get("headers", [])
+                said_already = {name for name, _ in headers}
                 added = [(b"x-request-id", request_id.encode())]
                 if body.worth_dropping:
                     added.append((b"connection", b"close"))
                 added += [header for header in HEADERS if header[0] not in said_already]
-                message = {**message, "headers": [*message["headers"], *added]}
+                message = {**message, "headers": [*headers, *added]}
             elif message["type"] == "http.response.body" and not message.get("more_body") and body.worth_dropping:
                 await send({**message, "more_body": True})
                 await body.linger()
