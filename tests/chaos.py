@@ -179,10 +179,9 @@ class Chaos:
         os.kill(pid, signal.SIGKILL)
 
     async def _kill_receiver(self) -> None:
-        port = self._receiver.port
-        await self._receiver.stop()
+        await self._receiver.away()
         await asyncio.sleep(RECEIVER_AWAY_S)
-        await self._receiver.start(port)
+        await self._receiver.start()
 
     # What is counted.
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,19 +50,27 @@ class Receiver:
         self._released = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._port: socket.socket | None = None
         self.url = ""
 
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    async def start(self, port: int = 0) -> None:
-        """On a free port, or again on the one that it had."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        host, port = self._server.sockets[0].getsockname()
+    async def start(self) -> None:
+        """On a free port; after `away`, on the one that it had."""
+        if self._port is None:
+            # Bound, and never listening: the kernel gives the port to nobody else while the receiver is away.
+            self._port = socket.socket()
+            self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._port.bind(("127.0.0.1", 0))
+        host, port = self._port.getsockname()
+        self._server = await asyncio.start_server(self._accept, host, port)
         self.url = f"http://{host}:{port}"
 
     async def stop(self) -> None:
+        await self.away()
+        if self._port is not None:
+            self._port.close()
+
+    async def away(self) -> None:
+        """Whoever connects is refused, until `start`."""
         if self._server is not None:
             self._server.close()
             for task in list(self._connections):

@@ -80,7 +80,7 @@ async def test_a_receiver_that_is_down_for_an_hour_gets_its_callback(
     async with started(tmp_path, database, CALLBACK_SECRET=OLD) as daemon:
         job_id = (await daemon.submit(audio, callback_url=f"{down.url}/hook", metadata='{"order": 7}'))["job_id"]
         await daemon.line("callback.retried", job_id=job_id, attempt=1)
-        await down.stop()
+        await down.away()
         for attempt in (1, 2):
             await time_passes(job_id, attempt)
             await another_is_told(daemon)
@@ -89,7 +89,7 @@ async def test_a_receiver_that_is_down_for_an_hour_gets_its_callback(
     for attempt in (3, 4, 5):
         await time_passes(job_id, attempt)
         if attempt == 5:
-            await down.start(down.port)
+            await down.start()
         async with started(tmp_path, database, CALLBACK_SECRET=f"{NEW},{OLD}") as daemon:
             await another_is_told(daemon)
             event = "callback.delivered" if attempt == 5 else "callback.retried"
