@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 import typer
 from rich.console import Console
 
-from gpu_daemon.client import GpuDaemonClientError, WhisperClient
+from gpu_daemon import __version__
+from gpu_daemon.client import GpuDaemonClientError, Retries, WhisperClient
 from gpu_daemon.client.calls import is_url
 from gpu_daemon.client.views import job_view
 from gpu_daemon.errors import StartupError
@@ -45,6 +46,8 @@ def _sources(said: str) -> list[Path | str]:
     path = Path(said)
     if path.is_file():
         return [path]
+    if path.is_dir():
+        raise typer.BadParameter(f"'{said}' is a directory; name its files, for example '{path / '*'}'.")
     found = sorted(Path(name) for name in glob.glob(said, recursive=True) if Path(name).is_file())
     if not found:
         raise typer.BadParameter(f"File '{said}' does not exist.")
@@ -58,6 +61,21 @@ def _shown(source: Path | str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     app(args=argv, prog_name="gpu_daemon")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -113,17 +131,20 @@ def submit(
     """
     files: list[Path | str] = list(dict.fromkeys(itertools.chain.from_iterable(sources)))
     output = _output(output, output_dir, several=len(files) > 1)
-    written = Written(output, format or Format.TEXT)
+    written = Written(output, format or Format.TEXT, files)
     fields = {"model": model, "language": language, "callback_url": callback}
     voices = _voices(known_speaker or [])
     if diarize or speakers is not None or voices:
         fields |= {"diarize": "true", "num_speakers": None if speakers is None else str(speakers)}
-    with _daemon_at(url, api_key) as client, JobDisplay() as display:
-        jobs: dict[str, Path | str] = {}
+    display = JobDisplay()
+    jobs: dict[str, Path | str] = {}
+    going_on: set[str] = set()
+    with _daemon_at(url, api_key, display.waits, going_on) as client, display:
         for source in files:
             job_id = _send(client, display, source, voices, fields)
             if job_id is not None:
                 jobs[job_id] = source
+                going_on.add(job_id)
         if not (wait or format or output):
             display.close()
             print(*jobs, sep="\n", end="\n" if jobs else "")
@@ -132,9 +153,15 @@ def submit(
         for job in client.watch(*jobs):
             display.job(_shown(jobs[job.job_id]), job)
             if job.status == "completed":
-                completed.add(job.job_id)
-                if output is not None:
-                    written.write(jobs[job.job_id], client.result(job.job_id, written.format.value))
+                transcript = None if output is None else client.result(job.job_id, written.format.value)
+                try:
+                    if transcript is not None:
+                        written.write(jobs[job.job_id], transcript)
+                    completed.add(job.job_id)
+                except OSError as error:
+                    display.not_written(_shown(jobs[job.job_id]), f"{output}: {error.strerror}")
+            if job.ended:
+                going_on.discard(job.job_id)
         display.close()
         if output is None:
             for job_id in jobs:
@@ -154,7 +181,8 @@ def watch(
     """
     lines = SegmentLines()
     status = ""
-    with _daemon_at(url, api_key) as client, JobDisplay() as display:
+    display = JobDisplay()
+    with _daemon_at(url, api_key, display.waits) as client, display:
         for event in client.events(job):
             if event.kind == "segments":
                 for line in lines.of(event.json["first"], event.json["segments"]):
@@ -237,6 +265,8 @@ def _output(output: Path | None, output_dir: Path | None, *, several: bool) -> P
     if output_dir is None:
         if output is not None and several and not output.is_dir():
             raise typer.BadParameter("several files need a directory that exists", param_hint="--output")
+        if output is not None and not output.parent.is_dir():
+            raise typer.BadParameter(f"there is no directory {output.parent}", param_hint="--output")
         return output
     if output is not None:
         raise typer.BadParameter("--output is for one file, --output-dir for many; give one of them")
@@ -248,25 +278,30 @@ def _output(output: Path | None, output_dir: Path | None, *, several: bool) -> P
 
 
 class Written:
-    """Transcripts as files: `talk.mp3` becomes `talk.srt`, and a second talk `talk-2.srt`."""
+    """Transcripts as files: `talk.mp3` becomes `talk.srt`, and a second talk `talk-2.srt`, whichever is done first."""
 
-    def __init__(self, output: Path | None, format: Format) -> None:
+    def __init__(self, output: Path | None, format: Format, sources: Sequence[Path | str]) -> None:
         self.format = format
         self._output = output
-        self._taken: set[str] = set()
+        self._suffix = SUFFIXES.get(format, f".{format.value}")
+        self._names: dict[Path | str, str] = {}
+        taken: set[str] = set()
+        for source in sources:
+            stem = _stem(source)
+            names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+            self._names[source] = next(name for name in names if name not in taken)
+            taken.add(self._names[source])
 
     def write(self, source: Path | str, transcript: str) -> None:
+        """Raises OSError."""
         assert self._output is not None
-        path = self._output / self._name(source) if self._output.is_dir() else self._output
+        name = f"{self._names[source]}{self._suffix}"
+        path = self._output / name if self._output.is_dir() else self._output
         path.write_text(transcript, encoding="utf-8")
 
-    def _name(self, source: Path | str) -> str:
-        path = source if isinstance(source, Path) else Path(unquote(urlsplit(source).path).strip("/") or "audio")
-        suffix = SUFFIXES.get(self.format, f".{self.format.value}")
-        names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
-        name = next(name for name in names if name not in self._taken)
-        self._taken.add(name)
-        return f"{name}{suffix}"
+
+def _stem(source: Path | str) -> str:
+    return (source if isinstance(source, Path) else Path(unquote(urlsplit(source).path).strip("/") or "audio")).stem
 
 
 def _print(transcript: str) -> None:
@@ -275,15 +310,24 @@ def _print(transcript: str) -> None:
 
 
 @contextmanager
-def _daemon_at(url: str, api_key: str | None) -> Iterator[WhisperClient]:
+def _daemon_at(
+    url: str, api_key: str | None, waits: Callable[[str], None] | None = None, going_on: Collection[str] = ()
+) -> Iterator[WhisperClient]:
+    """`waits` is told why the daemon is asked again; `going_on`: jobs that it does whoever waits for them."""
+    told = None if waits is None else lambda error, _: waits(error.message)
     try:
-        with WhisperClient(url, api_key) as client:
+        with WhisperClient(url, api_key, retries=Retries(told=told)) as client:
             yield client
     except GpuDaemonClientError as error:
-        _give_up(error.message)
+        _give_up(f"{error.message}{_named(going_on)}")
     except KeyboardInterrupt:
-        print("interrupted; jobs that were accepted go on", file=sys.stderr)
+        print(f"interrupted; jobs that were accepted go on{_named(going_on)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _named(going_on: Collection[str]) -> str:
+    """A line for each that `watch` can follow."""
+    return "".join(f"\naccepted: {job_id}" for job_id in sorted(going_on))
 
 
 def _give_up(message: str) -> NoReturn:

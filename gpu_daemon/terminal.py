@@ -26,6 +26,7 @@ class JobDisplay:
         self._console = on
         self._bars: dict[str, TaskID] = {}
         self._said: dict[str, str] = {}
+        self._waits_for: str | None = None
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(BAR_CHARACTERS),
@@ -59,8 +60,21 @@ class JobDisplay:
             self._make_room(name, doing)
 
     def refused(self, name: str, reason: str) -> None:
-        self._show(name, 0.0, f"refused: {reason}", f"refused: {reason}")
-        self._make_room(name, f"refused: {reason}")
+        self._broke(name, f"refused: {reason}")
+
+    def not_written(self, name: str, reason: str) -> None:
+        self._broke(name, f"done, but not written: {reason}")
+
+    def _broke(self, name: str, how: str) -> None:
+        self._show(name, 0.0, how, how)
+        self._make_room(name, how)
+
+    def waits(self, reason: str) -> None:
+        """For the daemon, which is asked again; said once, until it has answered."""
+        if self._waits_for != reason:
+            self._waits_for = reason
+            on = self._progress.console if self._console.is_interactive else self._console
+            on.print(f"{reason}; asking again", markup=False, soft_wrap=True)
 
     def _make_room(self, name: str, ended: str) -> None:
         """Of more files than a screen holds, those that are done go up in a line each."""
@@ -70,6 +84,7 @@ class JobDisplay:
 
     def _show(self, name: str, percent: float, step: str, doing: str) -> None:
         """`doing` may change with every percent, `step` is what deserves a line of its own."""
+        self._waits_for = None
         if self._console.is_interactive:
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=100.0, doing=doing)

@@ -89,7 +89,7 @@ class AsyncWhisperClient:
             except httpx2.HTTPError as error:
                 outcome = error
             failures += 1
-            pause_s = self._calls.pause_s(outcome, failures)
+            pause_s = self._calls.pause_s(outcome, failures, following=True)
             if pause_s is None:
                 raise self._calls.error_of(outcome)
             await asyncio.sleep(pause_s)
@@ -100,7 +100,7 @@ class AsyncWhisperClient:
             async for event in events:
                 if event.kind == "state" and on_progress is not None:
                     on_progress(job_view(event.json))
-        job = await self.job(job_id)
+        job = await self._run(self._calls.job(job_id, following=True))
         if on_progress is not None:
             on_progress(job)
         return job

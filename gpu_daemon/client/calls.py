@@ -51,6 +51,8 @@ class Ask:
     on_upload: OnUpload | None = None
     once: bool = False
     """A second time it would do something else."""
+    following: bool = False
+    """Of a job that the daemon will not lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,12 @@ Call = Generator[Ask | Pause, Outcome, Value]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retries:
     most: int = 3
+    most_following: int = 80
+    """Of who follows an accepted job: it outlives a restart of the daemon and of its machine. Ten minutes."""
     longest_wait_s: float = 60.0
     """A daemon that says `Retry-After` with more than this is not waited for."""
+    told: Callable[[GpuDaemonClientError, float], None] | None = None
+    """Before each pause: why, and for how many seconds."""
 
 
 class Calls:
@@ -105,8 +111,8 @@ class Calls:
         )
         return str(members((yield from self.asked(ask)), "job_id")["job_id"])
 
-    def job(self, job_id: str) -> Call[JobView]:
-        return job_of((yield from self.asked(Ask(method="GET", path=f"/jobs/{job_id}"))))
+    def job(self, job_id: str, *, following: bool = False) -> Call[JobView]:
+        return job_of((yield from self.asked(Ask(method="GET", path=f"/jobs/{job_id}", following=following))))
 
     def result(self, job_id: str, format: str, options: Mapping[str, object]) -> Call[str]:
         params = {"format": format} | {name: _text(value) for name, value in options.items() if value is not None}
@@ -133,7 +139,7 @@ class Calls:
             if isinstance(outcome, httpx2.Response) and outcome.is_success:
                 return outcome
             failures += 1
-            pause_s = self.pause_s(outcome, failures, once=ask.once)
+            pause_s = self.pause_s(outcome, failures, once=ask.once, following=ask.following)
             if pause_s is None:
                 raise self.error_of(outcome)
             yield Pause(pause_s)
@@ -146,10 +152,23 @@ class Calls:
         return error
 
     def pause_s(
-        self, outcome: httpx2.Response | httpx2.HTTPError, failures: int, *, once: bool = False
+        self,
+        outcome: httpx2.Response | httpx2.HTTPError,
+        failures: int,
+        *,
+        once: bool = False,
+        following: bool = False,
     ) -> float | None:
         """Before it is tried again after the `failures`-th failure; None: it is not."""
-        if failures > self._retries.most:
+        pause_s = self._pause_s(outcome, failures, once=once, following=following)
+        if pause_s is not None and self._retries.told is not None:
+            self._retries.told(self.error_of(outcome), pause_s)
+        return pause_s
+
+    def _pause_s(
+        self, outcome: httpx2.Response | httpx2.HTTPError, failures: int, *, once: bool, following: bool
+    ) -> float | None:
+        if failures > (self._retries.most_following if following else self._retries.most):
             return None
         if isinstance(outcome, httpx2.Response):
             if outcome.status_code not in WORTH_RETRYING:

@@ -17,7 +17,9 @@ def options(base_url: str, api_key: str | None) -> dict[str, Any]:
     """Of an httpx2 client. Raises GpuDaemonClientError."""
     try:
         httpx2.URL(base_url)
-        host = urlsplit(base_url).hostname
+        scheme, host = urlsplit(base_url).scheme, urlsplit(base_url).hostname
+        if scheme not in ("http", "https") or not host:
+            raise ValueError("it begins with http:// or https:// and a host")
     except (httpx2.InvalidURL, ValueError) as error:
         raise GpuDaemonClientError(f"{base_url!r} is no address: {error}", code=NO_ANSWER) from error
     return {

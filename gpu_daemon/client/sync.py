@@ -91,7 +91,7 @@ class WhisperClient:
             except httpx2.HTTPError as error:
                 outcome = error
             failures += 1
-            pause_s = self._calls.pause_s(outcome, failures)
+            pause_s = self._calls.pause_s(outcome, failures, following=True)
             if pause_s is None:
                 raise self._calls.error_of(outcome)
             time.sleep(pause_s)
@@ -104,7 +104,7 @@ class WhisperClient:
             for job_id in job_ids:
                 if job_id in seen and seen[job_id].ended:
                     continue
-                job = self.job(job_id)
+                job = self._run(self._calls.job(job_id, following=True))
                 if seen.get(job_id) != job:
                     seen[job_id] = job
                     yield job
@@ -118,7 +118,7 @@ class WhisperClient:
         for event in self.events(job_id):
             if event.kind == "state" and on_progress is not None:
                 on_progress(job_view(event.json))
-        job = self.job(job_id)
+        job = self._run(self._calls.job(job_id, following=True))
         if on_progress is not None:
             on_progress(job)
         return job

@@ -5,13 +5,16 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from gpu_daemon import __version__
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.settings import Settings
+from tests.relay import Relay
 from tests.running import FAKE_ENGINE, ONE_AT_A_TIME, ROOT, running_daemon
 from tests.serving import tone
 from tests.speech import conversation, write
@@ -159,8 +162,42 @@ async def test_an_interrupted_wait_leaves_the_job_alone(tmp_path: Path, database
         waiting.send_signal(signal.SIGINT)
         interrupted = await ended(waiting)
         assert interrupted.status == 130
-        assert interrupted.stderr.splitlines()[-1] == "interrupted; jobs that were accepted go on"
-        assert len((await daemon.json("/queue"))["queued"]) == 1
+        [queued] = (await daemon.json("/queue"))["queued"]
+        assert interrupted.stderr.splitlines()[-2:] == [
+            "interrupted; jobs that were accepted go on",
+            f"accepted: {queued}",
+        ]
+
+
+async def test_who_waits_says_that_the_daemon_is_away_and_goes_on_when_it_is_back(
+    tmp_path: Path, database: ConnectionParameters
+) -> None:
+    (tmp_path / "talk.wav").write_bytes(tone(1.0))
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, **ONE_AT_A_TIME) as daemon:
+        address = urlsplit(daemon.url)
+        relay = Relay(replace(database, host=str(address.hostname), port=address.port or 0))
+        at = await relay.start()
+        url = f"http://{at.host}:{at.port}"
+        hanging = await daemon.submit(tmp_path / "talk.wav", prompt="fake:hang")
+        waiting = await start("submit", "talk.wav", "--output", "/dev/full", "--url", url, cwd=tmp_path)
+        watching = await start("watch", hanging["job_id"], "--url", url, cwd=tmp_path)
+        async with asyncio.timeout(60):
+            for process, seen in ((waiting, b"waiting"), (watching, b"transcribing")):
+                assert process.stderr is not None
+                while seen not in await process.stderr.readline():
+                    pass
+            relay.go_away()
+            for process in (waiting, watching):
+                assert process.stderr is not None
+                while not (await process.stderr.readline()).endswith(b"; asking again\n"):
+                    pass
+        relay.refuse = False
+        await daemon.client.post(f"/jobs/{hanging['job_id']}/cancel")
+        done, watched = await ended(waiting), await ended(watching)
+        await relay.stop()
+        assert done.stderr.splitlines()[-1] == "talk.wav: done, but not written: /dev/full: No space left on device"
+        assert watched.stderr.splitlines()[-1] == "talk.wav: cancelled"
+        assert (done.status, watched.status) == (1, 1)
 
 
 async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
@@ -170,6 +207,7 @@ async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
         failed = await command(*arguments, "--url", url, cwd=tmp_path)
         assert (failed.status, failed.stdout) == (1, "")
         assert failed.stderr.splitlines()[-1].startswith(f"no daemon answers at {url}: ")
+    assert await command("--version", cwd=tmp_path) == Ended(0, f"{__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +215,9 @@ async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
     [
         ("submit",),
         ("submit", "nowhere.wav"),
+        ("submit", "."),
         ("submit", "a.wav", "--format", "docx"),
+        ("submit", "a.wav", "--output", "no/where.srt"),
         ("submit", "a.wav", "b.wav", "--output", "one.srt"),
         ("submit", "a.wav", "--output", "one.srt", "--output-dir", "."),
         ("submit", "a.wav", "b.wav", "--output-dir", "a.wav"),

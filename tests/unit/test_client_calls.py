@@ -1,6 +1,8 @@
 """What the client does with answers and with their absence; and callbacks that are signed, or are not."""
 
 import json
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,6 +16,7 @@ from standardwebhooks.webhooks import Webhook
 from gpu_daemon.client import NO_ANSWER, BadSignature, GpuDaemonClientError, JobEvent, Retries, verify_callback
 from gpu_daemon.client.calls import Ask, Call, Calls, EventReader, Pause, retry_after_s
 from gpu_daemon.client.upload import arguments
+from tests.running import ROOT
 
 SECRET = "whsec_" + "c2VjcmV0" * 6
 ACCEPTED = {"job_id": "7"}
@@ -62,6 +65,14 @@ def test_a_submission_that_is_sent_again_is_the_same_one() -> None:
     _, (other,), _ = drive(ours.submit("https://example.org/a.mp3", {}, None), [answer(202, ACCEPTED)])
     assert other.headers != asked[0].headers
     assert (other.form, other.file) == ({"url": ["https://example.org/a.mp3"]}, None)
+
+
+def test_a_backend_needs_one_package_for_the_client() -> None:
+    """Beside httpx2 and what that brings along; docs/clients.md says so."""
+    script = "import sys, gpu_daemon.client; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    ours = {"pydantic", "pydantic_settings", "fastapi", "starlette", "asyncpg", "structlog", "numpy", "psutil", "typer"}
+    assert ours & set(imported.stdout.split()) == set()
 
 
 def test_fields_are_sent_as_the_form_has_them() -> None:
@@ -118,6 +129,17 @@ def test_what_the_daemon_means_is_not_asked_again(status: int) -> None:
 def test_patience_ends() -> None:
     error, asked, waited = drive(calls(most=2).health(), [answer(502)] * 3)
     assert (error.status, error.code, len(asked), len(waited)) == (502, NO_ANSWER, 3, 2)
+
+
+def test_who_follows_a_job_waits_for_a_daemon_that_restarts_and_is_told() -> None:
+    told: list[tuple[str, float]] = []
+    ours = calls(told=lambda error, pause_s: told.append((error.message, pause_s)))
+    ours.answered = True
+    error, asked, waited = drive(ours.job("7", following=True), [httpx2.ConnectError("refused")] * 100)
+    assert (error.code, len(asked)) == (NO_ANSWER, 81)
+    assert 480 < sum(waited) < 640
+    assert told == [("no daemon answers at http://daemon: refused", pause_s) for pause_s in waited]
+    assert len(drive(ours.job("7"), [httpx2.ConnectError("refused")] * 100)[1]) == 4
 
 
 def test_who_never_answered_is_not_waited_for() -> None:

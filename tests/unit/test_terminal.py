@@ -52,6 +52,17 @@ def model(
     )
 
 
+def test_that_the_daemon_is_waited_for_is_said_once_until_it_answers() -> None:
+    out = io.StringIO()
+    with JobDisplay(Console(file=out, width=40)) as display:
+        for _ in range(3):
+            display.waits("no daemon answers [1]")
+        display.job("talk.mp3", job("queued", queue_position=0))
+        display.waits("no daemon answers [1]")
+    away = "no daemon answers [1]; asking again"
+    assert out.getvalue().splitlines() == [away, "talk.mp3: waiting, next in line", away]
+
+
 def test_without_a_terminal_each_step_is_a_line_and_said_once() -> None:
     out = io.StringIO()
     with JobDisplay(Console(file=out, width=40)) as display:
