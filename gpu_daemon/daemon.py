@@ -144,6 +144,7 @@ class Daemon:
                 callback_policy=callback_policy,
                 fetch_policy=fetch_policy,
                 database_answers=lambda: answers(pool),
+                database_trouble=lambda: lock.trouble,
                 started_at=clock.now(),
             )
         )

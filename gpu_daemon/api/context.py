@@ -37,6 +37,8 @@ class Context:
     callback_policy: AddressPolicy
     fetch_policy: AddressPolicy
     database_answers: Callable[[], Awaitable[bool]]
+    database_trouble: Callable[[], str | None]
+    """Known without asking."""
     started_at: datetime
 
 

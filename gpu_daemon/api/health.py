@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from gpu_daemon import __version__
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.schemas import Alive, Health, Ready
-from gpu_daemon.api.state import health_reason, running_job
+from gpu_daemon.api.state import health_but_disk, health_reason, running_job
 from gpu_daemon.errors import DiskFull
 from gpu_daemon.gpu.reading import GpuReading
 from gpu_daemon.runner.protocol import PIPELINE
@@ -56,9 +56,8 @@ async def live() -> Alive:
 )
 async def ready(request: Request, response: Response) -> Ready:
     context = context_of(request)
-    readiness = context.scheduler.readiness()
     database = await context.database_answers()
-    reason = readiness.reason if database else "the database does not answer"
+    reason = health_but_disk(context).reason if database else "the database does not answer"
     try:
         check_disk(context.settings, None)
     except DiskFull as error:

@@ -15,6 +15,7 @@ from gpu_daemon.api.access import RequireKey
 from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.errors import documented
 from gpu_daemon.api.live import Live
+from gpu_daemon.api.state import health_reason
 from gpu_daemon.jobs.state import TERMINAL
 
 router = APIRouter(tags=["health"])
@@ -42,7 +43,7 @@ def _from_memory(context: Context, live: Live) -> Iterator[Metric]:
     scheduler, telemetry = context.scheduler, context.telemetry
     workers = scheduler.workers()
     running = sum(len(worker.jobs) for worker in workers)
-    yield gauges.gauge("ready", "1 when a job sent now would run.", scheduler.readiness().status == "ready")
+    yield gauges.gauge("ready", "1 when a job sent now would run.", health_reason(context).status == "ready")
     jobs = {"queued": scheduler.queued_count, "running": running}
     yield gauges.by_state("queue_jobs", "Jobs that wait or run.", jobs)
     oldest_at = live.queued().oldest_at

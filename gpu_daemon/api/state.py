@@ -53,7 +53,19 @@ IDLE = RunningJob(
 
 
 def health_reason(context: Context) -> HealthReason:
-    readiness = context.scheduler.readiness()
+    """From memory: what the daemon knows of itself, its database and its disk."""
+    said = health_but_disk(context)
+    host = context.telemetry.host()
+    free_mb = None if host is None else host.disk_free_mb
+    if said.status == "ready" and free_mb is not None and free_mb < context.settings.disk_reserve_mb:
+        return HealthReason(status="error", reason="uploads are refused: less disk is free than DISK_RESERVE_MB")
+    return said
+
+
+def health_but_disk(context: Context) -> HealthReason:
+    readiness, trouble = context.scheduler.readiness(), context.database_trouble()
+    if trouble is not None and readiness.status != "draining":
+        return HealthReason(status="error", reason=trouble)
     return HealthReason(status=readiness.status, reason=readiness.reason)
 
 

@@ -110,6 +110,8 @@ class SingleDaemonLock:
         self._hub = hub
         self._connection: Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self.trouble: str | None = None
+        """Why it is not held, as far as is known without asking; None: it is."""
 
     async def acquire(self) -> None:
         """Raises StartupError. A daemon that was killed a moment ago is given time to be noticed by the server."""
@@ -129,6 +131,7 @@ class SingleDaemonLock:
         try:
             for _ in range(LOCK_TRIES):
                 if await self._connection.fetchval("SELECT pg_try_advisory_lock($1)", DAEMON_LOCK):
+                    self.trouble = None
                     return True
                 await asyncio.sleep(0.1)
         except BaseException:
@@ -143,6 +146,7 @@ class SingleDaemonLock:
             if self._connection is not None and await _holds(self._connection):
                 continue
             if self._connection is not None:
+                self.trouble = "the database does not answer"
                 self._hub.publish("incident", "database", what="database_lost")
                 log.warning("database.lock_lost", reason="the connection that held it is gone")
                 await self._drop()
@@ -150,7 +154,8 @@ class SingleDaemonLock:
                 if await self._taken():
                     self._hub.publish("incident", "database", what="database_back")
                 else:
-                    log.error("database.lock_taken", reason="another daemon has started on this database")
+                    self.trouble = "another daemon has started on this database"
+                    log.error("database.lock_taken", reason=self.trouble)
                     await asyncio.sleep(LOCK_RETRY_S)
             except (StartupError, *AWAY, asyncpg.PostgresError) as error:
                 log.warning("database.lock_waits", error=str(error))

@@ -75,6 +75,10 @@ async def test_an_upload_that_fills_the_disk_leaves_nothing(
         filler = fill(small_disk, leave_bytes=1 << 20)
         await refused("one.wav", length_said=True)
         assert "disk" in (await daemon.json("/health/ready", 503))["reason"]
+        async with asyncio.timeout(30):  # the disk is looked at once a second
+            while (health := await daemon.json("/health"))["status"] == "ready":
+                await asyncio.sleep(0.05)
+        assert (health["status"], "DISK_RESERVE_MB" in health["reason"]) == ("error", True)
         filler.unlink()
         job = await daemon.finished((await daemon.submit(tmp_path / "one.wav"))["job_id"])
         assert job["status"] == "completed"

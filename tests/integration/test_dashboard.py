@@ -287,6 +287,11 @@ async def test_the_database_goes_and_comes_back(
                 assert seen.state["database"]["latency_ms"] is None
                 assert seen.state["queue"]["completed"] is seen.state["callbacks"]["delivered"] is None
                 await seen.until(connection, lambda state: newest(state)[1] == "database_lost")
+                away = {"status": "error", "reason": "the database does not answer"}
+                await seen.until(connection, lambda state: state["health"] == away)
+                health = await served.json("/health")
+                assert away.items() <= health.items()
+                assert "gpu_daemon_ready 0.0" in (await served.client.get("/metrics")).text
                 await served.client.post("/workers/0/drain")  # the rest goes on
                 await seen.until(connection, lambda state: state["workers"][0]["state"] == "drained")
                 async with watching(served) as another:
@@ -294,6 +299,7 @@ async def test_the_database_goes_and_comes_back(
                 relay.refuse = False
                 await seen.until(connection, lambda state: state["queue"]["completed"] == 1)
                 await seen.until(connection, lambda state: newest(state)[1] == "database_back")
+                await seen.until(connection, lambda state: state["health"]["status"] == "draining")
         finally:
             relay.refuse = False
     await relay.stop()

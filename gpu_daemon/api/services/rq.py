@@ -16,7 +16,7 @@ from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import JobIdPath
 from gpu_daemon.api.schemas import Body, QueueStats
 from gpu_daemon.api.services.waiting import answer_when_completed
-from gpu_daemon.api.state import job_counts
+from gpu_daemon.api.state import health_reason, job_counts
 from gpu_daemon.api.submit import take
 from gpu_daemon.jobs.model import Job
 from gpu_daemon.jobs.state import JobState
@@ -165,7 +165,7 @@ async def service(request: Request) -> Service:
     return Service(
         service=SERVICE,
         version=__version__,
-        status=context_of(request).scheduler.readiness().status,
+        status=health_reason(context_of(request)).status,
         endpoints={
             "/health": "GET: is it ready, and why not",
             "/transcribe": "POST: transcribe and wait",
