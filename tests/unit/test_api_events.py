@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from gpu_daemon.api.events import AT_ONCE, PER_ATTEMPT, Teller
+from gpu_daemon.api.sse import message
 from gpu_daemon.transcript.model import Segment
 
 
@@ -83,3 +84,10 @@ def test_a_state_is_told_once() -> None:
     assert first.startswith(b"id: 0\nevent: state\ndata: {")
     assert teller.state(state | {"estimated_wait_s": 5.0}) is None
     assert teller.state(state | {"queue_position": 0}) is not None
+
+
+def test_an_event_is_one_line_to_clients_that_know_more_ends_of_lines_than_the_standard() -> None:
+    said = {"text": "one\x85two\u2028three\u2029four\n\r\x0b\x0c\x1c\x1d\x1e"}
+    kind, data, *blank = message(said, event="state").decode().splitlines()
+    assert (kind, blank) == ("event: state", [""])
+    assert json.loads(data.removeprefix("data: ")) == said
