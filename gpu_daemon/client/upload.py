@@ -3,6 +3,7 @@
 import base64
 import io
 import mimetypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,20 @@ def arguments(ask: Ask) -> Iterator[dict[str, Any]]:
         return
     parts: list[tuple[str, Any]] = [(name, (None, value)) for name, values in ask.form.items() for value in values]
     for name, path in ask.voices.items():
-        parts += [("known_speaker_names[]", (None, name)), ("known_speaker_references[]", (None, _data_url(path)))]
+        parts += [
+            ("known_speaker_names[]", (None, _readable(name))),
+            ("known_speaker_references[]", (None, _data_url(path))),
+        ]
     if ask.file is None:
         yield given | {"files": parts}
         return
     with _Upload(ask.file, ask.on_upload) as file:
-        yield given | {"files": [*parts, ("file", (ask.file.name, file))]}
+        yield given | {"files": [*parts, ("file", (_readable(ask.file.name), file))]}
+
+
+def _readable(name: str) -> str:
+    """What the file system or the shell gave as bytes that are no text, with a mark in their place."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _data_url(path: Path) -> str:

@@ -109,6 +109,8 @@ async def test_patterns_a_directory_and_a_job_to_watch(tmp_path: Path, database:
     for directory in ("monday", "tuesday"):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "call.wav").write_bytes(tone(7.0))
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")  # as old disks have them: no UTF-8
+    Path(strange).write_bytes(tone(7.0))
     (tmp_path / "monday" / "broken.wav").write_bytes(b"no audio")
     async with running_daemon(tmp_path, database, **FAKE_ENGINE) as daemon:
         at = {"GPU_DAEMON_URL": daemon.url}
@@ -121,6 +123,9 @@ async def test_patterns_a_directory_and_a_job_to_watch(tmp_path: Path, database:
         assert {path.name for path in out.iterdir()} == {"call.vtt", "call-2.vtt"}
         assert (out / "call.vtt").read_text() == (out / "call-2.vtt").read_text()
         assert (out / "call.vtt").read_text().startswith("WEBVTT\n")
+        old = await command("submit", "caf*", "--format", "vtt", "--output-dir", "old", cwd=tmp_path, **at)
+        assert (old.status, "Traceback" in old.stderr) == (0, False), old.stderr
+        assert [os.fsencode(path.name) for path in (tmp_path / "old").iterdir()] == [b"caf\xe9.vtt"]
 
         sent = await daemon.submit(tmp_path / "monday" / "call.wav", prompt="fake:sleep=1")
         watched = await command("watch", sent["job_id"], cwd=tmp_path, **at)

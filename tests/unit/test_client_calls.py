@@ -1,6 +1,7 @@
 """What the client does with answers and with their absence; and callbacks that are signed, or are not."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,16 @@ def test_voices_that_are_known_come_as_files_and_ask_who_speaks(tmp_path: Path) 
         ("known_speaker_names[]", "Eve"),
         ("known_speaker_references[]", "data:application/octet-stream;base64,UklGRg=="),
     ]
+
+
+def test_a_name_that_is_no_text_is_sent_with_a_mark_in_its_place(tmp_path: Path) -> None:
+    """File systems keep bytes; a form has UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    path.write_bytes(b"RIFF")
+    _, (ask,), _ = drive(calls().submit(path, {}, None, {"caf\udce9": path}), [answer(202, ACCEPTED)])
+    with arguments(ask) as given:
+        names = [value for name, (_, value) in given["files"] if name == "known_speaker_names[]"]
+        assert (given["files"][-1][1][0], names) == ("caf\ufffd.wav", ["caf\ufffd"])
 
 
 def test_retry_after_is_obeyed() -> None:
