@@ -165,14 +165,16 @@ class RunningJob(Body):
     busy: bool
     job_id: str | None
     filename: str | None
-    stage: str = Field(description="`idle` when nothing runs")
+    stage: str = Field(description="`idle` when nothing runs; `completed` or `error` for 5 s after the last has ended")
     progress: float
     elapsed_seconds: float
     stage_elapsed_seconds: float
     transcription_segments: int
     diarization_segments: int
     error_message: str | None
-    details: dict[str, float] = Field(description="`audio_duration_seconds`, where the file says it")
+    details: dict[str, int | float] = Field(
+        description="`audio_duration_seconds`, where the file says it; at the end `speakers_detected`, if asked for"
+    )
 
 
 class Health(Body):

@@ -209,6 +209,7 @@ ROCM_RUNNING = ROCM_IDLE | {
     "filename": "interview.mp3",
     "details": {"audio_duration_seconds": 180.5},
 }
+ROCM_ENDED = ROCM_RUNNING | {"details": {"audio_duration_seconds": 180.5, "speakers_detected": 3}}
 ROCM_STAGES = {"uploading", "loading", "transcribing", "diarizing", "merging"}
 ROCM_HEALTH = {
     "status": "ok",
@@ -258,6 +259,23 @@ async def test_the_rocm_service_processes(replayed: Replayed, base_path: str) ->
     assert not any("hf_secret" in line for line in replayed.daemon.raw)
 
 
+async def test_the_rocm_service_says_for_a_while_how_the_last_job_ended(replayed: Replayed) -> None:
+    """Its clients poll until `completed` or `error`."""
+    processed = await replayed.answer(f"curl {ROCM_FORM} http://localhost:8000/process", ROCM)
+    for base_path in ("", ROCM):
+        status = await replayed.answer("curl http://localhost:8000/status", base_path)
+        assert deviations(status, ROCM_ENDED) == []
+        assert (status["busy"], status["stage"], status["progress"]) == (False, "completed", 100.0)
+        assert (status["filename"], status["error_message"]) == ("audio.wav", None)
+        for name in ("transcription_segments", "diarization_segments"):
+            assert status[name] == len(processed[name])
+        assert status["details"]["speakers_detected"] == 2
+    failed = await replayed.answer("curl -F url=http://LOCALHOST:9/a.mp3 http://localhost:8000/transcribe", ROCM)
+    status = await replayed.answer("curl http://localhost:8000/status", ROCM)
+    assert deviations(status, ROCM_ENDED | {"error_message": "...", "details": {}}) == []
+    assert (status["stage"], status["error_message"]) == ("error", failed["message"])
+
+
 async def test_the_rocm_service_transcribes(replayed: Replayed) -> None:
     answer = await replayed.answer("curl -F file=@audio.wav -F language=fr http://localhost:8000/transcribe", ROCM)
     assert deviations(answer, {"text": "...", "segments": ROCM_PROCESSED["transcription_segments"]}) == []
@@ -267,7 +285,10 @@ async def test_the_rocm_service_transcribes(replayed: Replayed) -> None:
 async def test_the_rocm_services_state_and_503(replayed: Replayed) -> None:
     idle = await replayed.answer("curl http://localhost:8000/health", ROCM)
     assert (idle["status"], idle["busy"], idle["current_job"]) == ("ok", False, None)
-    assert await replayed.answer("curl http://localhost:8000/status", ROCM) == ROCM_IDLE
+    async with asyncio.timeout(30):  # the last job's end is shown for 5 s
+        while (status := await replayed.answer("curl http://localhost:8000/status", ROCM))["stage"] == "completed":
+            pass
+    assert status == ROCM_IDLE
     async with replayed.running() as job_id:
         for base_path in ("", ROCM):
             status = await replayed.answer("curl http://localhost:8000/status", base_path)
@@ -438,7 +459,13 @@ async def test_the_microservices_jobs(replayed: Replayed, base_path: str) -> Non
         cancel = """curl -X POST "http://localhost:8000/api/v1/jobs/{job_id}/cancel" """
         assert (await replayed.answer(cancel, base_path, job_id=waits_id))["job_id"] == waits_id
         check = """curl "http://localhost:8000/api/v1/status/{job_id}" """
-        assert (await replayed.answer(check, base_path, job_id=waits_id))["status"] == "cancelled"
+        cancelled = await replayed.answer(check, base_path, job_id=waits_id)
+        assert (cancelled["status"], cancelled["error"]) == ("failed", "the job was cancelled"), "the snippets poll on"
+        assert cancelled["failed_at"] is not None
+        for status in ("failed", "cancelled"):
+            ended = await replayed.answer(asked.replace("processing", status), base_path)
+            assert (ended["jobs"][0]["job_id"], ended["jobs"][0]["status"]) == (waits_id, "failed")
+        assert ended["total"] < (await replayed.answer("curl http://localhost:8000/api/v1/jobs", base_path))["total"]
         await replayed.daemon.finished(first)
         job = await replayed.answer(check, base_path, job_id=first)
         assert deviations(job, MICRO_JOB) == []
@@ -529,6 +556,12 @@ async def test_the_queue_guides_jobs(replayed: Replayed, base_path: str) -> None
         assert (stats["queued"], stats["started"], stats["workers"]) == (1, 1, 1)
         assert await replayed.answer("curl http://localhost:8003/queue/stats | jq '.workers'", base_path) == 1
 
+        never_began = (await replayed.answer(RQ_SUBMIT, base_path))["job_id"]
+        await replayed.daemon.client.post(f"/jobs/{never_began}/cancel")
+        ended = await replayed.answer(RQ_STATUS, base_path, job_id=never_began)
+        assert deviations(ended, RQ_ENDED | {"error": "..."}) == []
+        assert (ended["status"], ended["started_at"]) == ("failed", ended["ended_at"])
+
         await replayed.daemon.client.post(f"/jobs/{running_id}/cancel")
         cancelled = await replayed.answer(RQ_STATUS, base_path, job_id=running_id)
         assert (cancelled["status"], cancelled["error"]) == ("failed", "the job was cancelled")
@@ -545,8 +578,8 @@ async def test_the_queue_guides_jobs(replayed: Replayed, base_path: str) -> None
         )
         await replayed.daemon.finished(unreachable["job_id"])
         failed = await replayed.answer(RQ_STATUS, base_path, job_id=unreachable["job_id"])
-        assert deviations(failed, RQ_JOB | {"ended_at": RQ_ENDED["ended_at"], "error": "..."}) == []
-        assert failed["status"] == "failed"
+        assert deviations(failed, RQ_ENDED | {"error": "..."}) == []
+        assert (failed["status"], failed.keys()) == ("failed", RQ_ENDED.keys() | {"error"})
 
 
 async def test_the_queue_guides_health_and_root(replayed: Replayed) -> None:

@@ -10,7 +10,7 @@ from gpu_daemon.api.context import context_of
 from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import whole_job
 from gpu_daemon.api.schemas import JobOfService, Queue, RunningJob
-from gpu_daemon.api.state import running_job
+from gpu_daemon.api.services.rocm import latest_job
 
 router = APIRouter(tags=["queue"])
 
@@ -26,12 +26,12 @@ async def queue(request: Request, client: Client) -> Queue:
 @router.get(
     "/status",
     response_model=JobOfService | RunningJob,
-    summary="With `job_id`: that job. Without: the job that runs",
+    summary="With `job_id`: that job. Without: the job that runs; for some seconds, how the last one ended",
     responses=documented(401, 404, 503),
 )
 async def status(request: Request, client: Client, job_id: Annotated[str | None, Query()] = None) -> Response:
     context = context_of(request)
     if job_id is None:
-        return JSONResponse(running_job(context, client).model_dump())
+        return JSONResponse((await latest_job(context, client)).model_dump())
     job = await own_job(context, client, job_id)
     return await whole_job(context, job, error=job.error_message, error_code=job.error_code)

@@ -28,15 +28,15 @@ from gpu_daemon.transcript.formats import Format, parse_result, render
 
 FORMATS = {"json": Format.VERBOSE_JSON, "text": Format.TEXT, "srt": Format.SRT, "vtt": Format.VTT}
 MB = 1024 * 1024
-Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
-STATES: dict[Status, JobState] = {
-    "pending": JobState.QUEUED,
-    "processing": JobState.PROCESSING,
-    "completed": JobState.COMPLETED,
-    "failed": JobState.FAILED,
-    "cancelled": JobState.CANCELLED,
+Status = Literal["pending", "processing", "completed", "failed"]
+STATUSES: dict[JobState, Status] = {
+    JobState.QUEUED: "pending",
+    JobState.PROCESSING: "processing",
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "failed",
 }
-STATUSES = {state: status for status, state in STATES.items()}
+"""This service's document ends its clients' polling with `completed` and `failed`, and with nothing else."""
 
 
 class MicroWord(Body):
@@ -187,12 +187,14 @@ async def status(request: Request, client: Client, job_id: JobIdPath) -> MicroJo
 async def jobs(
     request: Request,
     client: Client,
-    status: Annotated[Status | None, Query()] = None,
+    status: Annotated[
+        Status | Literal["cancelled"] | None, Query(description="`failed` has the cancelled, too")
+    ] = None,
     page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
     page_size: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> MicroJobs:
     context = context_of(request)
-    states = () if status is None else (STATES[status],)
+    states = tuple(state for state in JobState if status in (STATUSES[state], state.value))
     found = await context.jobs.newest(states=states, client=client, limit=page_size, skip=(page - 1) * page_size)
     return MicroJobs(
         jobs=[_job(context, job, None) for job in found],
@@ -304,7 +306,7 @@ def _job(context: Context, job: Job, result: MicroResult | None) -> MicroJob:
         created_at=str(rfc3339(job.created_at)),
         started_at=rfc3339(job.started_at),
         completed_at=finished_at if job.state is JobState.COMPLETED else None,
-        failed_at=finished_at if job.state is JobState.FAILED else None,
+        failed_at=finished_at if STATUSES[job.state] == "failed" else None,
         error=job.error_message,
         result=result,
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,8 +11,9 @@ from fastapi.routing import APIRoute
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
+from gpu_daemon import clock
 from gpu_daemon.api.access import Client
-from gpu_daemon.api.context import context_of
+from gpu_daemon.api.context import Context, context_of
 from gpu_daemon.api.documents import form
 from gpu_daemon.api.errors import MEANINGS, JobFailed, Refusal, refusal
 from gpu_daemon.api.fields import flag
@@ -19,9 +21,10 @@ from gpu_daemon.api.health import health
 from gpu_daemon.api.intake import Fields
 from gpu_daemon.api.schemas import Body, Health, RunningJob
 from gpu_daemon.api.services.waiting import answer_when_completed
-from gpu_daemon.api.state import running_job
-from gpu_daemon.errors import GpuDaemonError
+from gpu_daemon.api.state import IDLE, running_job
+from gpu_daemon.errors import GpuDaemonError, Unavailable
 from gpu_daemon.jobs.model import Job, Task
+from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.transcript.formats import UNKNOWN_SPEAKER, parse_result
 from gpu_daemon.transcript.model import Segment
 
@@ -31,6 +34,11 @@ NOT_BUSY = frozenset({"model_unavailable", "pipeline_unavailable"})
 SPEAKER_FIELDS = ("hf_token", "num_speakers", "min_speakers", "max_speakers")
 ONE_SPEAKER = "SPEAKER_00"
 """Of every segment where nobody asked who speaks, as there."""
+END_SHOWN_FOR = timedelta(seconds=5)
+"""In which a client that asks again and again sees `completed` or `error`; there it was 2 s."""
+LOOKED_AT = 20
+"""Jobs, the newest first; one that ends was seldom sent before so many others that have ended."""
+LOOK_TIMEOUT_S = 1.0
 
 
 class RocmError(Body):
@@ -150,9 +158,9 @@ async def transcribe(request: Request, client: Client) -> Response:
     return await answer_when_completed(request, client, answer, translate=_without_speakers, refuse=_refused)
 
 
-@own.get("/status", summary="The job that runs", responses=errors(401))
+@own.get("/status", summary="The job that runs; for some seconds, how the last one ended", responses=errors(401))
 async def status(request: Request, client: Client) -> RunningJob:
-    return running_job(context_of(request), client)
+    return await latest_job(context_of(request), client)
 
 
 @own.get("/health", summary="The GPU, the models, and the job that runs; always answered")
@@ -160,6 +168,49 @@ async def rocm_health(request: Request) -> RocmHealth:
     said = await health(request)
     words = {"ready": "ok"}
     return RocmHealth(**said.model_dump() | {"status": words.get(said.status, said.status)})
+
+
+async def latest_job(context: Context, client: str | None) -> RunningJob:
+    """The client's own that runs or has just ended; idle as well where the database does not say in time."""
+    running = running_job(context, client)
+    if running.busy:
+        return running
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            jobs = await context.jobs.newest(states=TERMINAL, client=client, limit=LOOKED_AT)
+            last = max(jobs, key=lambda job: job.finished_at or job.created_at, default=None)
+            if last is None or last.finished_at is None or clock.now() - last.finished_at > END_SHOWN_FOR:
+                return IDLE
+            text = await context.jobs.result(last.id) if last.state is JobState.COMPLETED else None
+    except (Unavailable, OSError, TimeoutError):
+        return IDLE
+    return await asyncio.to_thread(_ended, last, text)
+
+
+def _ended(job: Job, stored: str | None) -> RunningJob:
+    """`stored`: the result of a job that is completed."""
+    since_s = 0.0 if job.finished_at is None else (clock.now() - job.finished_at).total_seconds()
+    details: dict[str, float] = {} if job.duration_s is None else {"audio_duration_seconds": job.duration_s}
+    said = IDLE.model_copy(
+        update={
+            "job_id": job.id,
+            "filename": job.file_name,
+            "stage": "error" if stored is None else "completed",
+            "progress": round(job.progress, 1),
+            "elapsed_seconds": round(job.processing_time_s or 0.0, 1),
+            "stage_elapsed_seconds": round(max(0.0, since_s), 1),
+            "error_message": job.error_message,
+            "details": details,
+        }
+    )
+    if stored is None:
+        return said
+    transcript = parse_result(stored)
+    if job.options.diarize:
+        details["speakers_detected"] = len({turn.speaker for turn in transcript.diarization_segments})
+    heard = transcript.transcription_segments or transcript.segments
+    counts = {"transcription_segments": len(heard), "diarization_segments": len(transcript.diarization_segments)}
+    return said.model_copy(update=counts)
 
 
 async def _refused(request: Request, refused: Refusal) -> Response:

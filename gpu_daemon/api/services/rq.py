@@ -178,13 +178,14 @@ async def service(request: Request) -> Service:
 
 def _job(context: Context, job: Job, result: RqResult | None) -> RqJob:
     said, message = STATUSES[job.state]
+    started_at = job.started_at or job.finished_at  # of what ended in the queue: the guide's clients read both
     return RqJob(
         job_id=job.id,
         status=said,
         message=message,
         created_at=_naive(job.created_at),
         queue_position=context.scheduler.position(job.id) or 0 if job.state is JobState.QUEUED else None,
-        started_at=None if job.started_at is None else _naive(job.started_at),
+        started_at=None if started_at is None or job.state is JobState.QUEUED else _naive(started_at),
         ended_at=None if job.finished_at is None else _naive(job.finished_at),
         result=result,
         error=job.error_message,
