@@ -66,7 +66,7 @@ MEANINGS = {
     503: "starting, draining, stopping, or the queue is full; `Retry-After` says when to come back",
     507: "too little disk space; `Retry-After` says when to come back",
 }
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 PHRASES = {
     404: ("not_found", "there is nothing at this address"),
     405: ("method_not_allowed", "this address does not take that method"),
@@ -165,9 +165,10 @@ def install(app: FastAPI, document: Mapping[str, Any]) -> None:
 
 
 def _methods(document: Mapping[str, Any], path: str) -> set[str]:
-    return {
+    declared = {
         method.upper()
         for template, operations in document["paths"].items()
         if compile_path(template)[0].match(path)
         for method in operations
     }
+    return declared | {"HEAD"} if "GET" in declared else declared

@@ -162,7 +162,7 @@ async def test_every_error_is_in_the_envelope_with_an_id(served: ServedDaemon) -
 
 async def test_405_names_every_method_of_the_address(served: ServedDaemon) -> None:
     response = await served.client.put("/jobs/7f9c24e8-3b1a-4f6d-9d3e-0123456789ab")
-    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET")
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
 
 async def test_every_get_has_its_head(served: ServedDaemon) -> None:
