@@ -34,6 +34,7 @@ import numpy as np
 
 from bench.cpu import used_ms
 from gpu_daemon.demo.child import CHECKOUT, DaemonChild
+from tests.ports import kept_port
 
 PEERS_PYTHON = CHECKOUT / ".cache" / "bench-peers" / "bin" / "python"
 SAMPLES = 100_000
@@ -204,7 +205,7 @@ def ours(directory: Path) -> Figures:
 
 def of_peer(queue: str, worker: list[str], directory: Path) -> Figures:
     with ExitStack() as running:
-        redis_port, http_port = _free_port(), _free_port()
+        redis_port, http_port = (running.enter_context(kept_port()).getsockname()[1] for _ in range(2))
         redis = f"redis://127.0.0.1:{redis_port}/0"
         nothing_on_disk = ["--save", "", "--appendonly", "no", "--dir", str(directory)]
         redis_server = running.enter_context(
@@ -239,12 +240,6 @@ def _process(*command: str, environment: dict[str, str] | None = None) -> Iterat
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _until_listening(port: int) -> None:

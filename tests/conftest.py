@@ -16,6 +16,7 @@ import pytest
 from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.migrate import migrate
 from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
+from tests.ports import kept_port
 from tests.receiver import Receiver
 from tests.web import Site
 
@@ -117,6 +118,13 @@ async def pool(database: ConnectionParameters) -> AsyncIterator[Pool]:
     pool = await open_pool(database)
     yield pool
     await pool.close()
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """Of loopback: nobody listens on it, and nobody else is given it."""
+    with kept_port() as kept:
+        yield kept.getsockname()[1]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.ports import kept_port
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -56,10 +58,7 @@ class Receiver:
     async def start(self) -> None:
         """On a free port; after `away`, on the one that it had."""
         if self._port is None:
-            # Bound, and never listening: the kernel gives the port to nobody else while the receiver is away.
-            self._port = socket.socket()
-            self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._port.bind(("127.0.0.1", 0))
+            self._port = kept_port()
         host, port = self._port.getsockname()
         self._server = await asyncio.start_server(self._accept, host, port)
         self.url = f"http://{host}:{port}"

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from tests.ports import kept_port
 from tests.receiver import Received
 
 Page = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -75,17 +77,29 @@ class Site:
         self.url = ""
         self._open: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._port: socket.socket | None = None
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """On a free port, unless one is said; after `away`, where it was."""
+        if self._port is None and port == 0:
+            self._port = kept_port(host)
+        if self._port is not None:
+            host, port = self._port.getsockname()
         self._server = await asyncio.start_server(self._accept, host, port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"
 
     async def stop(self) -> None:
+        await self.away()
+        if self._port is not None:
+            self._port.close()
+
+    async def away(self) -> None:
+        """Whoever connects is refused, until `start`."""
         if self._server is not None:
             self._server.close()
             for task in list(self._open):

@@ -205,8 +205,8 @@ async def test_who_waits_says_that_the_daemon_is_away_and_goes_on_when_it_is_bac
         assert (done.status, watched.status) == (1, 1)
 
 
-async def test_without_a_daemon(tmp_path: Path, unused_tcp_port: int) -> None:
-    url = f"http://127.0.0.1:{unused_tcp_port}"
+async def test_without_a_daemon(tmp_path: Path, free_port: int) -> None:
+    url = f"http://127.0.0.1:{free_port}"
     (tmp_path / "talk.wav").write_bytes(b"RIFF")
     for arguments in (("models",), ("submit", "talk.wav")):
         failed = await command(*arguments, "--url", url, cwd=tmp_path)

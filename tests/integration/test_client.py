@@ -132,10 +132,10 @@ async def test_a_running_job_is_cancelled(tmp_path: Path, tone: Path, database: 
         await in_thread(daemon.url, use)
 
 
-async def test_where_nobody_answers(unused_tcp_port: int) -> None:
-    error = await refusal(f"http://127.0.0.1:{unused_tcp_port}", lambda client: client.health())
+async def test_where_nobody_answers(free_port: int) -> None:
+    error = await refusal(f"http://127.0.0.1:{free_port}", lambda client: client.health())
     assert (error.status, error.code) == (None, NO_ANSWER)
-    assert f"no daemon answers at http://127.0.0.1:{unused_tcp_port}" in error.message
+    assert f"no daemon answers at http://127.0.0.1:{free_port}" in error.message
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])

@@ -13,18 +13,18 @@ from gpu_daemon.events import EventHub
 from tests.relay import Relay
 
 
-async def test_nobody_listens(unused_tcp_port: int) -> None:
-    nowhere = ConnectionParameters(host="127.0.0.1", port=unused_tcp_port, database="d", user="u", password="")
-    with pytest.raises(StartupError, match=rf"^DB_HOST: cannot reach the database d on 127.0.0.1:{unused_tcp_port}: "):
+async def test_nobody_listens(free_port: int) -> None:
+    nowhere = ConnectionParameters(host="127.0.0.1", port=free_port, database="d", user="u", password="")
+    with pytest.raises(StartupError, match=rf"^DB_HOST: cannot reach the database d on 127.0.0.1:{free_port}: "):
         await connect(nowhere, patience_s=0.1)
 
 
-async def test_a_server_that_comes_a_little_later(postgres: ConnectionParameters, unused_tcp_port: int) -> None:
-    connecting = asyncio.create_task(connect(replace(postgres, host="127.0.0.1", port=unused_tcp_port)))
+async def test_a_server_that_comes_a_little_later(postgres: ConnectionParameters, free_port: int) -> None:
+    connecting = asyncio.create_task(connect(replace(postgres, host="127.0.0.1", port=free_port)))
     await asyncio.wait({connecting}, timeout=0.2)
     assert not connecting.done()
     relay = Relay(postgres)
-    await relay.start(unused_tcp_port)
+    await relay.start(free_port)
     connection = await connecting
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()

@@ -15,9 +15,9 @@ from tests.fake_hub import FakeHub, as_directory, pipeline_files
 from tests.integration.test_cli import command
 
 
-async def test_a_healthy_machine(tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_a_healthy_machine(tmp_path: Path, free_port: int) -> None:
     said = await command(
-        *("doctor",), cwd=tmp_path, DATA_DIR="data", DEVICES="cpu", PORT=str(unused_tcp_port), DISK_RESERVE_MB="64"
+        *("doctor",), cwd=tmp_path, DATA_DIR="data", DEVICES="cpu", PORT=str(free_port), DISK_RESERVE_MB="64"
     )
     assert said.status == 0, said.stdout
     assert said.stdout.splitlines()[-1] == "Nothing keeps the daemon from working."

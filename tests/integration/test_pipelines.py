@@ -298,13 +298,13 @@ async def test_other_bytes_than_the_pinned_ones_are_refused_from_any_mirror(shop
 async def test_a_hub_that_is_away_is_tried_again(shop: Shop, hub: FakeHub) -> None:
     hub.publish(NAME, FILES)
     url = hub.url
-    await hub.site.stop()
+    await hub.site.away()
     pipelines = await shop.open(endpoint=url, token=GOOD, delay_s=lambda failures: 0.05 if failures > 1 else 0.0)
     await shop.until(pipelines, ModelState.FAILED)
     status = pipelines.status()
     assert "could not reach 127.0.0.1" in (status.error or "")
     assert status.retry_at is not None
-    await hub.site.start(port=int(url.rpartition(":")[2]))
+    await hub.site.start()
     await shop.until(pipelines, ModelState.READY)
     assert are(await pipelines.spec(), MADE_OF)
 
