@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -24,6 +25,10 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 KINDS = ("unit", "contract", "integration", "faults", "gpu")
 OUTCOMES = ("passed", "failed", "skipped", "xfailed", "error")
 
+
+# For torch, before it is imported, as runners have it: its threads share the cores with the tests of other workers, and
+# those that wait for each other by spinning take four times the processor and eight times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RUN_DIRECTORY = pytest.StashKey[str]()
 
