@@ -34,7 +34,7 @@ function row({ job_id: id }) {
   const job = h("a", { href: `#/jobs/${id}`, class: "code" }, short(id));
   const node = h("li", {}, line(job, state), tight(said, again), error);
   return { node, fill({ state: name, host, attempts, next_attempt_at: next, last_error: last }) {
-    mark(state, name);
+    mark(state, name === "pending" && attempts > 0 ? "retrying" : name);
     say(said, phrase(host, count(attempts, "attempt"), given(next, (at) => `next at ${moment(at)}`)));
     show(error, last);
   } };

@@ -81,14 +81,21 @@ export function notice(text) {
   element("notice").hidden = !text;
 }
 
-/** What a button does, with what went wrong told above the page. */
-export const trying = (does) => async (event) => {
-  try {
-    await does(event);
-  } catch (error) {
-    if (error.name !== "AbortError") notice(error.message);
-  }
-};
+/** What a button does, with what went wrong told above the page until it goes well. */
+export function trying(does) {
+  let told = null;
+  return async (event) => {
+    try {
+      await does(event);
+      if (told !== null && element("notice-text").textContent === told) notice("");
+      told = null;
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      told = error.message;
+      notice(told);
+    }
+  };
+}
 
 /** Asks before something that cannot be taken back; resolves to whether to go on. */
 export function sure(question, explanation, go) {

@@ -1,11 +1,13 @@
 // The table of jobs: asked for a page at a time when the queue has changed; what runs moves with the live state.
 
 import { ask, post } from "/static/api.js";
-import { bar, button, chip, element, h, mark, progressOf, quiet, rows, say, sure, trying } from "/static/dom.js";
+import { bar, button, chip, element, h, mark, progressOf, quiet, rows, say, show, sure, trying } from "/static/dom.js";
 import { clock, given, moment, number, short, span, UNKNOWN } from "/static/words.js";
 
 const PAGE = 20;
 const EVERY_MS = 2000;
+const SEARCHED_EVERY_MS = 10_000; // the daemon reads every job for it
+const TYPED_MS = 300;
 export const ENDED = new Set(["completed", "failed", "cancelled"]);
 
 const pages = [null]; // the cursor of each page up to the one that is shown
@@ -15,6 +17,7 @@ let running = new Map();
 let queue = "";
 let askedAt = -Infinity;
 let timer = 0;
+let typing = 0;
 let asking = false;
 
 export async function cancel(job) {
@@ -24,6 +27,10 @@ export async function cancel(job) {
 
 export function start() {
   for (const name of ["by-status", "by-model"]) element(name).addEventListener("change", () => turn([null]));
+  element("by-text").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => turn([null]), TYPED_MS);
+  });
   element("filters").addEventListener("submit", (event) => event.preventDefault());
   element("newer").addEventListener("click", () => turn(pages.slice(0, -1)));
   element("older").addEventListener("click", () => turn([...pages, next]));
@@ -51,10 +58,13 @@ function turn(to) {
   refresh();
 }
 
+const searched = () => element("by-text").value.trim();
+
 /** At most every two seconds, and never twice at once. */
 function refresh() {
   clearTimeout(timer);
-  timer = setTimeout(load, Math.max(0, askedAt + EVERY_MS - performance.now()));
+  const every = searched() ? SEARCHED_EVERY_MS : EVERY_MS;
+  timer = setTimeout(load, Math.max(0, askedAt + every - performance.now()));
 }
 
 const load = trying(async () => {
@@ -65,7 +75,8 @@ const load = trying(async () => {
   asking = true;
   askedAt = performance.now();
   const query = new URLSearchParams({ limit: PAGE });
-  const filters = { status: element("by-status").value, model: element("by-model").value, cursor: pages.at(-1) };
+  const status = element("by-status").value, model = element("by-model").value;
+  const filters = { status, model, search: searched(), cursor: pages.at(-1) };
   for (const [name, value] of Object.entries(filters)) if (value) query.set(name, value);
   try {
     ({ jobs, next_cursor: next } = await ask(`/jobs?${query}`));
@@ -77,7 +88,7 @@ const load = trying(async () => {
 
 function render() {
   rows(element("job-rows"), jobs, (job) => job.job_id, row);
-  const filtered = element("by-status").value || element("by-model").value;
+  const filtered = element("by-status").value || element("by-model").value || searched();
   element("no-jobs").hidden = jobs.length > 0;
   const none = "No jobs yet: drop a recording at “Try it”, or send one to POST /transcribe.";
   say(element("no-jobs"), filtered ? "No job is like this." : none);
@@ -88,16 +99,16 @@ function render() {
 }
 
 function row({ job_id: id, file_name: name }) {
-  const state = chip(), doing = quiet(), progress = progressOf(short(id));
+  const state = chip(), doing = quiet(), progress = progressOf(short(id)), why = h("p", { class: "why", hidden: true });
   const cells = Array.from({ length: 5 }, () => h("td", { class: "roomy number" }));
   let job = null;
   const stop = button("Cancel", trying(() => cancel(job)), { "aria-label": `Cancel ${name} ${short(id)}` });
-  const link = h("a", { href: `#/jobs/${id}` }, name), more = h("span", { class: "quiet code" }, short(id));
+  const link = h("a", { href: `#/jobs/${id}`, dir: "auto" }, name), more = h("span", { class: "quiet code" }, short(id));
   const click = (event) => event.target.closest("a, button") || getSelection().toString() || link.click();
   const node = h(
     "tr", { on: { click } },
     h("th", { scope: "row" }, link, more),
-    h("td", {}, h("div", { class: "line start" }, state, doing), progress), cells, h("td", { class: "end" }, stop),
+    h("td", {}, h("div", { class: "line start" }, state, doing), progress, why), cells, h("td", { class: "end" }, stop),
   );
   return { node, fill(now) {
     job = now;
@@ -106,6 +117,8 @@ function row({ job_id: id, file_name: name }) {
     mark(state, status);
     say(doing, doingOf(now, status, stage, percent));
     bar(progress, status === "processing" ? percent : null, 100);
+    show(why, status === "failed" ? now.error?.message : null);
+    why.title = why.textContent;
     const took = now.reused ? "reused" : span(now.processing_time_s);
     const length = given(now.duration, clock) ?? UNKNOWN;
     [now.model, length, moment(now.created_at), span(now.queue_time_s), took].forEach((text, i) => say(cells[i], text));

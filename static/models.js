@@ -4,7 +4,7 @@ import { call } from "/static/api.js";
 import {
   aside, bar, button, chip, element, h, mark, problem, rows, say, show, sure, tight, trying,
 } from "/static/dom.js";
-import { bytes, given, memory, moment, phrase, span } from "/static/words.js";
+import { bytes, given, memory, phrase, span } from "/static/words.js";
 
 const COMING = new Set(["downloading", "verifying"]);
 const SOURCES = { file: "local file", pipeline: "who speaks when" };
@@ -39,7 +39,7 @@ function row({ name, source }) {
   const node = h("li", {}, tight(h("strong", { class: "name" }, name), state), tight(said, acts), progress, error);
   return { node, fill(model) {
     mark(state, model.state);
-    say(said, phrase(...coming(model), SOURCES[source], given(model.retry_at, (at) => `next try at ${moment(at)}`)));
+    say(said, phrase(...coming(model), SOURCES[source]));
     bar(progress, COMING.has(model.state) && model.size_bytes ? model.done_bytes : null, model.size_bytes);
     show(error, model.error);
     const ours = source !== "pipeline"; // that one is a setting, not a row of the catalogue

@@ -34,7 +34,7 @@ export class Transcript {
     const who = speaker && speaker !== before ? h("strong", { class: "who" }, speaker) : null;
     const said = text || (speaker ? `until ${clock(end)}` : "");
     const data = { speaker, colour: speaker ? this.#colour(speaker) : "none" };
-    return h("li", { data }, time, h("span", {}, who, h("span", {}, said.trim())));
+    return h("li", { data }, time, h("span", {}, who, h("span", { class: "text", dir: "auto" }, said.trim())));
   }
 
   #colour(speaker) {

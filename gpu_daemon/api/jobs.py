@@ -35,12 +35,25 @@ async def list_jobs(
     client: Client,
     status: Annotated[JobState | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=200, pattern=NO_NUL)] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            pattern=NO_NUL,
+            description="text in the file's name or in the metadata, or how the id begins; in any case",
+        ),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MOST_JOBS)] = 50,
     cursor: Annotated[int | None, Query(ge=1, le=MAX_SEQ, description="`next_cursor` of the page before")] = None,
 ) -> Response:
     context = context_of(request)
     jobs = await context.jobs.newest(
-        states=() if status is None else (status,), model=model, client=client, limit=limit + 1, before_seq=cursor
+        states=() if status is None else (status,),
+        model=model,
+        client=client,
+        limit=limit + 1,
+        before_seq=cursor,
+        search=search,
     )
     page = jobs[:limit]
     more = len(jobs) > limit

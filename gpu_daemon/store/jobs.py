@@ -179,8 +179,9 @@ class JobStore:
         limit: int = 50,
         before_seq: int | None = None,
         skip: int = 0,
+        search: str | None = None,
     ) -> list[Job]:
-        """Newest first, without the first `skip`."""
+        """Newest first, without the first `skip`. `search`: in the file's name, the metadata, or how the id begins."""
         async with connection(self._pool) as db:
             rows = await db.fetch(
                 f"""SELECT {COLUMNS} FROM jobs
@@ -188,6 +189,8 @@ class JobStore:
                       AND ($2::text IS NULL OR options->>'model' = $2)
                       AND ($3::text IS NULL OR client = $3)
                       AND ($4::bigint IS NULL OR seq < $4)
+                      AND ($7::text IS NULL OR strpos(lower(file_name), lower($7)) > 0
+                           OR strpos(id::text, lower($7)) = 1 OR strpos(lower(metadata::text), lower($7)) > 0)
                     ORDER BY seq DESC LIMIT $5 OFFSET $6""",
                 [state.value for state in states],
                 model,
@@ -195,6 +198,7 @@ class JobStore:
                 before_seq,
                 limit,
                 skip,
+                search,
             )
         return [job_of(row) for row in rows]
 

@@ -267,7 +267,11 @@ class Pretend:
             await route.fulfill(json=next(job for job in self.jobs if url.path == f"/jobs/{job['job_id']}"))
 
     def _page_of_jobs(self, query: dict[str, str]) -> Made:
-        fitting = [job for job in self.jobs if query.get("status", job["status"]) == job["status"]]
+        fitting = [
+            job
+            for job in self.jobs
+            if query.get("status", job["status"]) == job["status"] and query.get("search", "") in job["file_name"]
+        ]
         first, limit = int(query.get("cursor", 0)), int(query["limit"])
         more = first + limit < len(fitting)
         return {"jobs": fitting[first : first + limit], "next_cursor": str(first + limit) if more else None}

@@ -241,15 +241,20 @@ async def test_what_the_daemon_says_is_text_and_never_markup(visit: Visit) -> No
 
 
 async def test_each_speaker_has_a_colour(visit: Visit) -> None:
-    talk = made.talk(7)
+    said = (*made.SAID, ("Anna", "שלום, עולם!"))
+    talk = made.talk(7, said)
     await pretend(visit, made.state(1, 0), [talk])
     await opened(visit, f"/#/jobs/{talk['job_id']}")
     lines = visit.page.locator("#drawer .transcript li")
-    await expect(lines).to_have_count(len(made.SAID))
+    await expect(lines).to_have_count(len(said))
     colours = await lines.evaluate_all(COLOURS)
-    pairs = set(zip((speaker for speaker, _ in made.SAID), colours, strict=True))
+    pairs = set(zip((speaker for speaker, _ in said), colours, strict=True))
     assert len(pairs) == len(set(colours)) == 2
     assert await visit.page.locator("#drawer .who").all_inner_texts() == ["Anna", "Boris", "Anna"]
+    directions = await lines.locator(".text").evaluate_all(
+        "texts => texts.map((text) => getComputedStyle(text).direction)"
+    )
+    assert directions == ["ltr"] * len(made.SAID) + ["rtl"]
 
 
 async def test_what_is_not_known_is_a_dash(visit: Visit) -> None:
@@ -308,8 +313,35 @@ async def test_eight_gpus_and_500_queued_jobs_stay_smooth(visit: Visit) -> None:
     await expect(page.locator("#job-rows tr").first).to_contain_text("interview-020")
     await page.get_by_role("button", name="Newer").click()
     await expect(page.locator("#job-rows tr").first).to_contain_text("interview-000")
+    await page.get_by_label("Find").fill(" view-499")
+    await expect(page.locator("#job-rows a")).to_have_text(["interview-499.mp3"])
     await page.select_option("#by-status", "failed")
     await expect(page.locator("#no-jobs")).to_have_text("No job is like this.")
+
+
+async def test_what_goes_wrong_is_said_where_it_is_seen_until_it_goes_well(visit: Visit) -> None:
+    visit.expected = ("503",)
+    page = visit.page
+    state = made.state(1, 0)
+    error = {"code": "not_media", "message": "this is not audio or video that ffmpeg can read"}
+    failed = made.job(7, status="failed", error=error)
+    state["events"][0]["text"] = f"job {failed['job_id']} failed: not_media"
+    await pretend(visit, state, [failed, made.job(8, status="cancelled", error=error)])
+    await opened(visit)
+    await expect(page.locator("#job-rows .why")).to_have_text([error["message"], ""])
+    await expect(page.locator("#callback-rows .chip")).to_have_text(["dead", "retrying"])
+    event = page.locator("#event-rows li").first
+    await expect(event).to_contain_text("job 00000007 failed: not_media")
+    await event.get_by_role("link").click()
+    await expect(page.locator("#drawer .notice")).to_contain_text(error["message"])
+    await page.keyboard.press("Escape")
+
+    away = {"error": {"message": "the database does not answer"}}
+    await page.route("**/dashboard/history?window=1h", lambda route: route.fulfill(status=503, json=away))
+    await page.get_by_role("button", name="1 h").click()
+    await expect(page.get_by_role("alert")).to_contain_text(away["error"]["message"])
+    await page.get_by_role("button", name="24 h").click()
+    await expect(page.get_by_role("alert")).to_be_hidden()
 
 
 LOOKS: dict[str, dict[str, Any]] = {

@@ -102,6 +102,18 @@ async def test_the_list_is_newest_first_in_pages_without_texts(served: ServedDae
     assert (await served.json("/jobs", model="base"))["jobs"] == []
     assert len((await served.json("/jobs", model="demo"))["jobs"]) == 5
     assert "result" not in (await served.json("/jobs"))["jobs"][0]
+    order = await served.submit(metadata='{"order": "100%_A"}')
+    for search, found in (
+        (order[:9].upper(), [order]),
+        ("100%_a", [order]),
+        ("100%ba", []),
+        ("nothing", []),
+        (failed, [failed]),
+        (failed[1:], []),
+    ):
+        assert [job["job_id"] for job in (await served.json("/jobs", search=search))["jobs"]] == found, search
+    name = (await served.json(f"/jobs/{order}"))["file_name"]
+    assert len((await served.json("/jobs", search=name[1:].upper()))["jobs"]) == 6
 
 
 async def test_a_wrong_filter_is_refused_by_name(served: ServedDaemon) -> None:
@@ -114,6 +126,7 @@ async def test_a_wrong_filter_is_refused_by_name(served: ServedDaemon) -> None:
         f"cursor={2**63}",
         "status=done",
         "model=%00",
+        "search=%00",
     ):
         response = await served.client.get(f"/jobs?{query}")
         assert (response.status_code, response.json()["error"]["param"]) == (400, query.split("=")[0]), query
