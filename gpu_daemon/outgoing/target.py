@@ -18,13 +18,20 @@ PUBLIC, PRIVATE, LOOPBACK = "public", "private", "loopback"
 PRIVATE_NETWORKS: tuple[Network, ...] = tuple(
     map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 )
-# Never, whatever the settings say: link-local holds the metadata services of clouds; multicast is no host.
+# Never, whatever the settings say: link-local holds the metadata services of clouds, and some have theirs among private
+# or public addresses; multicast is no host.
 NEVER: tuple[Network, ...] = tuple(
     map(
         ip_network,
         (
             "169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8", "0.0.0.0/8", "::/128", "255.255.255.255/32",
-            "100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128",
+            "100.100.100.200/32",  # Alibaba Cloud
+            "192.0.0.192/32", "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud
+            "168.63.129.16/32",  # Azure
+            "fd00:ec2::/32",  # AWS: metadata, credentials of pods, time, names
+            "fd20:ce::254/128",  # Google Cloud
+            "fd00:a9fe:a9fe::1/128",  # Akamai
+            "fd00:42::42/128",  # Scaleway
         ),
     )
 )  # fmt: skip
