@@ -21,13 +21,15 @@ DUE = """
         FROM hosts WHERE host IS NOT NULL
     ), heads AS (
         SELECT head.id FROM hosts CROSS JOIN LATERAL (
-            SELECT id, next_attempt_at FROM callbacks
+            SELECT count(*) AS places FROM unnest($4::text[]) one WHERE one = hosts.host
+        ) taken CROSS JOIN LATERAL (
+            SELECT id, next_attempt_at, row_number() OVER (ORDER BY next_attempt_at, id) AS nth FROM callbacks
             WHERE state = 'pending' AND host = hosts.host AND next_attempt_at <= now()
               AND id <> ALL ($3)
             ORDER BY next_attempt_at, id
-            LIMIT greatest(0, $2 - (SELECT count(*) FROM unnest($4::text[]) one WHERE one = hosts.host))
+            LIMIT greatest(0, $2 - taken.places)
         ) head
-        ORDER BY next_attempt_at, id LIMIT $1
+        ORDER BY taken.places + head.nth, next_attempt_at, id LIMIT $1
     )
     SELECT extract(epoch FROM soon.next_attempt_at - now())::float8 AS next_in_s, one.*
     FROM (
@@ -43,7 +45,10 @@ DUE = """
     ) one ON true
     ORDER BY since, id
 """
-"""A row without a callback when none is due. Goes from host to host along the index and reads a few rows of each."""
+"""A row without a callback when none is due. Goes from host to host along the index and reads a few rows of each.
+
+A host that has no place yet comes before one that has some: many slow ones must not take each place that becomes free.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +133,7 @@ class CallbackStore:
         but: Collection[int] = (),
         busy: Collection[str] = (),
     ) -> Due:
-        """The longest overdue first, at most `per_host` of one receiver, without `but`: those are under way.
+        """Receivers in turn, the longest overdue of each first, at most `per_host` of it, without `but`: under way.
 
         `busy` has the host of each one under way, as often as it has any. What it costs grows with the receivers that
         are waited for, not with the callbacks that wait.

@@ -165,12 +165,14 @@ async def flood(pool: Pool, url: str, payload_bytes: int) -> None:
                FROM generate_series(1, $2)""",
             url,
             FLOOD,
+            timeout=120,
         )
         await db.execute(
             """INSERT INTO callbacks (job_id, url, payload)
                SELECT id, callback_url, json_build_object('text', repeat('x', $1)) FROM jobs WHERE callback_url = $2""",
             payload_bytes,
             url,
+            timeout=120,
         )
 
 

@@ -272,6 +272,26 @@ async def test_a_receiver_that_hangs_delays_no_other(
     await hanging.stop()
 
 
+async def test_many_receivers_that_hang_do_not_take_each_place_that_becomes_free(
+    jobs: JobStore, callbacks: CallbackStore, receiver: Receiver
+) -> None:
+    """They have all places, and more that is overdue for longer than what another one is owed."""
+    hanging = [Receiver() for _ in range(AT_ONCE // AT_ONCE_PER_HOST)]
+    for one in hanging:
+        await one.start()
+        one.plan(*[Reply(held=True)] * AT_ONCE_PER_HOST, *[Reply(hang=True)] * 100)
+        await asyncio.gather(*(ended(jobs, one.url) for _ in range(3 * AT_ONCE_PER_HOST)))
+    async with running(callbacks) as (outbox, _):
+        for one in hanging:
+            await one.wait_for(AT_ONCE_PER_HOST)
+        await ended(jobs, receiver.url)
+        outbox.wake()
+        hanging[0].release()
+        await receiver.wait_for(1, timeout_s=5)
+    for one in hanging:
+        await one.stop()
+
+
 async def test_a_receiver_that_hangs_is_given_up(
     jobs: JobStore, callbacks: CallbackStore, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,7 +458,8 @@ async def test_due_is_fair_and_in_order(jobs: JobStore, callbacks: CallbackStore
 
     assert await due(10) == [*many, one]
     assert await due(10, per_host=2) == [*many[:2], one]
-    assert await due(3) == many[:3]
+    assert await due(3) == [*many[:2], one], "in turn"
+    assert await due(1, busy=["many.example"]) == [one], "who has no place yet comes first"
     (first,) = (await callbacks.due(1)).deliveries
     assert (first.url, first.host, first.attempts) == ("http://many.example/x", "many.example", 0)
     assert 0 <= first.age_s < 60
