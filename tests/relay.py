@@ -52,6 +52,10 @@ class Relay:
         self.refuse = True
         self._break_all()
 
+    def cut(self) -> None:
+        """Connections that there are; the server goes on with what it was told."""
+        self._break_all()
+
     def _break_all(self) -> None:
         for task in self._connections:
             task.cancel()

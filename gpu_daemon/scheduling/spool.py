@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from gpu_daemon.durable import write
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -40,12 +40,12 @@ async def deliver_spooled(jobs: JobStore, jobs_dir: Path) -> None:
         head, _, result = (await asyncio.to_thread(path.read_bytes)).partition(b"\n")
         try:
             spooled = SpooledResult.model_validate_json(head)
-        except ValidationError:
+            claim = Claim(job_id=job_id, attempt=spooled.attempt, lease_token=spooled.lease_token)
+            written = await jobs.complete(claim, result, spooled.timings, model_sha256=spooled.model_sha256)
+        except ValueError:  # of its head, of its text, of the ids
             log.error("result.unreadable", job_id=job_id)
             path.unlink()
             continue
-        claim = Claim(job_id=job_id, attempt=spooled.attempt, lease_token=spooled.lease_token)
-        written = await jobs.complete(claim, result, spooled.timings, model_sha256=spooled.model_sha256)
         reach(FaultPoint.KEPT_RESULT_WRITTEN)
         log.warning("result.delivered_late", job_id=job_id, written=written)
         path.unlink()

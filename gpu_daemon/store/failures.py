@@ -18,8 +18,12 @@ DATABASE_AWAY = (
     asyncpg.CannotConnectNowError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,  # its disk
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+REFUSED = (asyncpg.InsufficientResourcesError, asyncpg.PostgresSystemError, asyncpg.ReadOnlySQLTransactionError)
+"""Of these, what the server says of a statement that it has given up: nothing of it was made."""
 
 AWAY = "the database does not answer; try again in a moment"
 
@@ -31,16 +35,21 @@ def is_away(error: Exception) -> bool:
 
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A pooled connection. Raises Unavailable when the database is away, OutcomeUnknown when it goes away meanwhile."""
+    """A pooled connection. Raises Unavailable when the database is away, OutcomeUnknown when it goes away meanwhile.
+
+    One that does not let us in (another password, a database that is being restored) is as good as away.
+    """
     try:
         connected = await pool.acquire(timeout=10)
-    except DATABASE_AWAY as error:
+    except (*DATABASE_AWAY, asyncpg.PostgresError) as error:
         raise Unavailable(AWAY, retry_after_s=5, code="database_unavailable") from error
     try:
         yield connected
     except DATABASE_AWAY as error:
         if not is_away(error):
             raise
+        if isinstance(error, REFUSED):
+            raise Unavailable(AWAY, retry_after_s=5, code="database_unavailable") from error
         raise OutcomeUnknown(AWAY, retry_after_s=5) from error
     finally:
         # One that cannot be given back is thrown away by the pool; what was done on it is done.

@@ -62,6 +62,11 @@ END = """
 """
 """State, result and the callback that is owed: one statement, so that they are in one transaction. Of a job that waits
 the lease is NULL. `result` and `metadata` are of the type json: they go into the payload as the text that they are."""
+SAME_ID = """
+    INSERT INTO jobs (id, state, options, requested_language, file_name, file_size_bytes, file_sha256)
+    VALUES ($1, 'queued', '{}', '', '', 0, '') ON CONFLICT (id) DO NOTHING
+"""
+"""Never committed. Waits for a transaction that has written a row of this id and has not ended."""
 MADE = "id = $1 AND state = $2 AND ($3::uuid IS NULL OR lease_token = $3)"
 """A move to this state (under this lease) was the last that was made."""
 SAME_REQUEST = timedelta(minutes=1)
@@ -156,11 +161,25 @@ class JobStore:
                 while True:
                     await asyncio.sleep(DOUBT_PAUSE_S)
                     with contextlib.suppress(Unavailable):
-                        return await self.get(job_id)
+                        return await self.inserted(job_id)
         except TimeoutError:
             raise OutcomeUnknown(
                 "the database does not answer; send the request again with the same Idempotency-Key", retry_after_s=5
             ) from None
+
+    async def inserted(self, job_id: JobId) -> Job | None:
+        """The job of an insert whose answer was lost; None: it was not made, and will not be.
+
+        The server may still be at it, though nobody listens: to commit takes a while on a disk that is busy.
+        """
+        async with connection(self._pool) as db:
+            transaction = db.transaction()
+            await transaction.start()
+            try:
+                await db.execute(SAME_ID, uuid.UUID(job_id))
+            finally:
+                await transaction.rollback()
+        return await self.get(job_id)
 
     async def get(self, job_id: JobId) -> Job | None:
         """None as well for what is not a job's id at all."""

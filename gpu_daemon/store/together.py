@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import asyncpg
 
 from gpu_daemon.database.pool import Connection, Pool
-from gpu_daemon.errors import Unavailable
 from gpu_daemon.store.failures import connection, is_away
 
 MOST = 64
@@ -61,7 +60,7 @@ class Together:
                     async with connection(self._pool) as db:
                         while await self._has_work() and not db.is_closed():
                             await self._write(db, self._next())
-                except Unavailable as error:  # no connection, or it broke under what was to be written
+                except Exception as error:  # no connection, or it broke under what was to be written
                     for asked in self._batch or self._next():
                         _refuse(asked, error)
                     self._batch = []

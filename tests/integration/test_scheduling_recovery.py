@@ -109,20 +109,29 @@ async def test_results_and_audio_are_forgotten_in_time(tmp_path: Path, pool: Poo
 async def test_a_result_on_disk_counts_for_the_attempt_that_made_it(tmp_path: Path, pool: Pool) -> None:
     jobs, now = JobStore(pool), settings(tmp_path)
     claims = []
-    for _ in range(3):
+    for _ in range(5):
         job = await jobs.insert(new_job())
         store_audio(now.jobs_dir, job.id)
         claimed = await jobs.claim(job.id, 0)
         assert claimed is not None
         claims.append(claimed[0])
         spool(now.jobs_dir / job.id, claimed[0], b'{"text": "hi"}', {"transcribing": 1.5}, "0" * 64)
-    good, late, broken = claims
+    good, late, broken, cut, garbled = claims
     await jobs.requeue(late, charge=True)
-    (now.jobs_dir / broken.job_id / RESULT_NAME).write_bytes(b"not what we wrote\n{}")
+    head = b'{"attempt": 1, "lease_token": "%s", "timings": {}, "model_sha256": null}\n'
+    for name, content in (
+        (broken.job_id, b"not what we wrote\n{}"),
+        (cut.job_id, head % cut.lease_token.encode() + b'{"text": "\xd0'),
+        (garbled.job_id, head % b"no token" + b"{}"),
+        ("lost+found", head % garbled.lease_token.encode() + b"{}"),
+    ):
+        (now.jobs_dir / name).mkdir(exist_ok=True)
+        (now.jobs_dir / name / RESULT_NAME).write_bytes(content)
 
     queued = await recover(jobs, now)
 
-    assert [job.id for job in queued] == [late.job_id, broken.job_id]
+    assert [job.id for job in queued] == [claim.job_id for claim in (late, broken, cut, garbled)]
+    assert {path.name for path in now.jobs_dir.iterdir()} == {job.id for job in queued}
     assert await jobs.result(good.job_id) == '{"text": "hi"}'
     done = await jobs.get(good.job_id)
     assert done is not None

@@ -538,6 +538,35 @@ async def test_an_insert_whose_answer_is_lost_is_found(relayed: tuple[JobStore, 
     assert [queued.id for queued in await store.queued()] == [job.id]
 
 
+async def test_an_insert_that_the_server_is_still_at_is_waited_for(
+    relayed: tuple[JobStore, Relay], pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit takes longer than its connection lives: it is not there yet, and will be."""
+    monkeypatch.setattr(jobs_module, "DOUBT_PAUSE_S", 0.01)
+    store, relay = relayed
+    await pool.execute("""
+        CREATE FUNCTION busy_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER busy_disk AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION busy_disk();
+    """)
+    async with pool.acquire() as spare, asyncio.timeout(20):
+
+        async def until_they_wait(count: int) -> None:
+            while await spare.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < count:
+                assert not inserting.done()
+                await asyncio.sleep(0.01)
+
+        await spare.execute("SELECT pg_advisory_lock(7)")
+        inserting = asyncio.create_task(store.insert(new_job()))
+        await until_they_wait(1)
+        relay.cut()
+        await until_they_wait(2)
+        await spare.execute("SELECT pg_advisory_unlock(7)")
+        job = await inserting
+    assert [queued.id for queued in await store.queued()] == [job.id]
+
+
 async def test_an_insert_that_nobody_can_ask_about_is_of_unknown_outcome(
     relayed: tuple[JobStore, Relay], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import asyncpg
 import pytest
 
-from gpu_daemon.database.pool import Pool
+from gpu_daemon.database.pool import ConnectionParameters, Pool, open_pool
 from gpu_daemon.errors import Unavailable
 from gpu_daemon.jobs.state import JobState
 from gpu_daemon.store.jobs import JobStore
@@ -69,6 +69,26 @@ async def test_a_connection_that_breaks_is_everybodys_trouble(together: Together
         outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [isinstance(outcome, Unavailable) for outcome in outcomes] == [True] * 3
     assert await together.write(1) is not None
+
+
+async def test_a_database_that_lets_nobody_in_is_away(
+    together: Together, pool: Pool, database: ConnectionParameters, postgres: ConnectionParameters
+) -> None:
+    """It is being restored, say, or the password is another now: nobody waits for ever."""
+    newcomers = await open_pool(database)
+    together = Together(newcomers, STATEMENT, in_order=True)
+    outside = await asyncpg.connect(**postgres.arguments())
+    try:
+        await outside.execute(f"ALTER DATABASE {database.database} ALLOW_CONNECTIONS false")
+        async with asyncio.timeout(20):
+            outcomes = await asyncio.gather(*(together.write(key) for key in range(3)), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
+            await outside.execute(f"ALTER DATABASE {database.database} ALLOW_CONNECTIONS true")
+            assert await together.write(1) is not None
+        assert await transactions(pool) == [1]
+    finally:
+        await outside.close()
+        await newcomers.close()
 
 
 async def test_jobs_that_come_together_keep_their_order_and_end_together(pool: Pool) -> None:
