@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -115,7 +116,7 @@ class Scheduler:
         self._dispatch = Dispatch(self._queue)
         self._cancelling: Counter[JobId] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
-        self._settling: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
         self._disk_checked_s = -DISK_CHECKED_FOR_S
         self._removals = Gathered(partial(remove, settings.jobs_dir))
@@ -157,7 +158,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Jobs that still run go back to the queue, uncharged."""
         self._stopping = True
-        tasks, self._tasks = [*self._tasks, *self._settling], []
+        tasks, self._tasks = [*self._tasks, *self._background], []
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -205,9 +206,7 @@ class Scheduler:
         try:
             job = await self._jobs.insert(new, idempotency, model_sha256=source)
         except OutcomeUnknown:
-            settling = asyncio.create_task(self._settle(new.id, hf_token), name=f"settle {new.id}")
-            self._settling.add(settling)
-            settling.add_done_callback(self._settling.discard)
+            self._in_background(self._settle(new.id, hf_token), name=f"settle {new.id}")
             raise
         if job.id != new.id:
             return job
@@ -423,9 +422,14 @@ class Scheduler:
         if state is JobState.QUEUED:
             self.give_back(Waiting.of(job))
         elif state is None:
-            self._pipelines.forget(job.id)
+            self.moved(job.id)
         else:
             await self._announce_end(job.id, state, result, owes_callback=job.callback_url is not None)
+
+    def moved(self, job_id: JobId) -> None:
+        self._pipelines.forget(job_id)
+        if job_id in self._open:
+            self._in_background(self._learn_of_end(job_id), name=f"what became of {job_id}")
 
     # Inside.
 
@@ -492,6 +496,25 @@ class Scheduler:
         self._open.add(job.id)
         self._queued(job.id)
 
+    def _in_background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _learn_of_end(self, job_id: JobId) -> None:
+        """One whose answer was lost, and that nobody has asked for again: it was made, and its files are still here."""
+        failures = 0
+        while True:
+            try:
+                job = await self._jobs.get(job_id)
+            except Unavailable:
+                failures += 1
+                await asyncio.sleep(backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng))
+                continue
+            if job_id in self._open and (job is None or job.state in TERMINAL):
+                await self._announce_end(job_id, JobState.CANCELLED if job is None else job.state)
+            return
+
     async def _settle(self, job_id: JobId, hf_token: SecretStr | None) -> None:
         """Was it stored after all? Its client does not know either: the job runs if it was, its files go if not."""
         failures = 0
@@ -499,7 +522,7 @@ class Scheduler:
             failures += 1
             await asyncio.sleep(backoff_s(failures, first_s=0.5, most_s=15, rng=self._rng))
             try:
-                job = await self._jobs.get(job_id)
+                job = await self._jobs.inserted(job_id)
             except Unavailable:
                 continue
             log.warning("job.settled", job_id=job_id, stored=job is not None)

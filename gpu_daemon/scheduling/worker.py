@@ -63,6 +63,9 @@ class JobSource(Protocol):
     async def ended(self, job: Job, state: JobState | None, result: bytes | None = None) -> None:
         """An attempt is over and recorded. `state`: None when the job was no longer this worker's to move."""
 
+    def moved(self, job_id: JobId) -> None:
+        """A job that the worker was given was no longer waiting."""
+
 
 @dataclass(slots=True)
 class _Place:
@@ -411,7 +414,7 @@ class Worker:
             await self._source.ended(place.attempt.job, state, place.attempt.result)
         elif claimed:
             await self._preparer.discard(waiting.id)  # somebody else has moved it
-            self._means.pipelines.forget(waiting.id)
+            self._source.moved(waiting.id)
         else:
             self._claim_failed = True
             self._source.give_back(waiting)

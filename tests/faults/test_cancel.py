@@ -13,6 +13,7 @@ from gpu_daemon.scheduling import attempt
 from gpu_daemon.store.jobs import JobStore
 from tests.invariants import violations, watch
 from tests.receiver import Receiver
+from tests.relay import Relay
 from tests.running import CANCELLED_WITHIN_S, FAKE_ENGINE, ONE_AT_A_TIME, RunningDaemon, descendants, running_daemon
 from tests.serving import ServedDaemon, served_daemon
 from tests.slow_ffmpeg import slow_ffmpeg
@@ -145,6 +146,32 @@ async def test_between_the_decoding_and_the_runner(
     await reached.wait()
     await cancelled_at_once(served, pool, job_id, go)
     assert (await served.finished(await served.submit()))["status"] == "completed"
+
+
+async def test_whose_answer_is_lost_and_that_nobody_asks_for_again(
+    tmp_path: Path, database: ConnectionParameters, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faults 8 and 32: the row says `cancelled`, and the daemon comes to know when it is to do the job."""
+    relay = Relay(database)
+    try:
+        async with served_daemon(tmp_path, await relay.start(), monkeypatch) as served:
+            await watch(database)
+            await served.client.post("/workers/0/drain")
+            job_id = await served.submit(callback_url=receiver.url)
+            waiting = asyncio.create_task(served.client.get(f"/jobs/{job_id}", headers={"Prefer": "wait=20"}))
+            relay.lose_answer_to(b"the job was cancelled")
+            response = await served.client.post(f"/jobs/{job_id}/cancel")
+            assert (response.status_code, relay.lost) == (503, 1)
+            assert served.directories() == [job_id]
+            await served.client.post("/workers/0/resume")
+            assert (await waiting).json()["status"] == "cancelled"
+            (request,) = await receiver.wait_for(1)
+            assert request.json()["status"] == "cancelled"
+            await served.until(job_id, lambda job: job["callback"]["delivered"])
+            assert (await served.finished(await served.submit()))["status"] == "completed"
+            assert await violations(database, served.settings.jobs_dir, receiver.requests, told={job_id}) == []
+    finally:
+        await relay.stop()
 
 
 async def cancelled_at_once(served: ServedDaemon, pool: Pool, job_id: str, go: asyncio.Event) -> None:
