@@ -1,37 +1,58 @@
 """A file system of a few megabytes that is full: nothing half-made stays, nothing is lost, and it is said."""
 
 import asyncio
+import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
+import httpx2
 import pytest
 from structlog.testing import capture_logs
 
+from gpu_daemon.database.embedded import EmbeddedPostgres
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.scheduling import attempt
 from tests.invariants import violations, watch
 from tests.media import ffmpeg
 from tests.receiver import Receiver
-from tests.running import FAKE_ENGINE, running_daemon
+from tests.running import FAKE_ENGINE, RunningDaemon, only_demo, running_daemon
 from tests.serving import POLL_S, served_daemon, tone
 
 SIZE = 12 << 20
+DATABASE_SIZE = 128 << 20
 SETTINGS = FAKE_ENGINE | {"DISK_RESERVE_MB": "2"}
+
+
+@contextmanager
+def mounted(directory: Path, size_bytes: int) -> Iterator[Path]:
+    directory.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=755", "tmpfs", directory],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip("may not mount a small file system here (needs root)")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    directory = tmp_path / "data"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "tmpfs", directory], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("may not mount a small file system here (needs root)")
-    yield directory
-    subprocess.run(["umount", "--lazy", directory], check=True)
+    with mounted(tmp_path / "data", SIZE) as directory:
+        yield directory
+
+
+@pytest.fixture
+def database_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "outside", DATABASE_SIZE) as directory:
+        yield directory
 
 
 def fill(directory: Path, leave_bytes: int) -> Path:
@@ -112,3 +133,67 @@ async def test_a_job_that_cannot_be_decoded_for_lack_of_room_is_done_when_there_
         assert (job["status"], job["attempt"]) == ("completed", 1), "a full disk costs no attempt"
         await receiver.wait_for(1)
     assert await violations(database, small_disk / "jobs", receiver.requests, told={job_id}) == []
+
+
+@pytest.mark.parametrize("cannot_grow", ["tables", "log"])
+async def test_a_database_whose_disk_is_full_costs_nothing(
+    database_disk: Path, tmp_path: Path, receiver: Receiver, cannot_grow: str
+) -> None:
+    """Fault 9. Over a log that cannot grow the server goes down, and comes up only when there is room."""
+    (tmp_path / "one.wav").write_bytes(tone(0.2))
+    go = tmp_path / "go"
+    server = EmbeddedPostgres(database_disk / "postgres")
+    database = await server.start()
+    daemon = RunningDaemon(tmp_path / "data", database, FAKE_ENGINE)
+    try:
+        await daemon.start()
+        await only_demo(database)
+        await watch(database)
+        running = (
+            await daemon.submit(tmp_path / "one.wav", initial_prompt=f"fake:until={go}", callback_url=receiver.url)
+        )["job_id"]
+        await daemon.in_runner(running)
+        filler = fill(database_disk, leave_bytes=0)
+        if cannot_grow == "log":
+            await execute(database, "SELECT pg_switch_wal()")
+        told = {running}
+        async with asyncio.timeout(60):
+            while (refused := await post(daemon, tmp_path / "one.wav", receiver.url)).status_code == 202:
+                told.add(refused.json()["job_id"])
+        assert refused.status_code == 503, refused.text
+        assert int(refused.headers["retry-after"]) > 0
+        go.touch()
+        await daemon.line("result.kept_on_disk", job_id=running)
+        assert (await daemon.client.get("/health/live")).status_code == 200
+        said = (database_disk / "postgres.log").read_text()
+        assert "No space left on device" in said
+        assert ("PANIC" in said) is (cannot_grow == "log")
+        filler.unlink()
+        for job_id in told:
+            await daemon.line("job.ended", 60, job_id=job_id, state="completed")
+            assert (await daemon.job(job_id))["attempt"] == 1
+        await receiver.wait_for(len(told))
+        assert await daemon.stop() == 0
+        assert [line["event"] for line in daemon.lines].count("runner.ready") == 1, "nobody was restarted"
+        assert await violations(database, daemon.data_dir / "jobs", receiver.requests, told=told) == []
+    finally:
+        await daemon.close()
+        await server.stop()
+
+
+async def execute(database: ConnectionParameters, sql: str) -> None:
+    connection = await asyncpg.connect(**database.arguments())
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def post(daemon: RunningDaemon, audio: Path, callback_url: str) -> httpx2.Response:
+    metadata = json.dumps({"filler": "x" * 3500})
+    with audio.open("rb") as file:
+        return await daemon.client.post(
+            "/transcribe",
+            files={"file": file},
+            data={"callback_url": callback_url, "metadata": metadata},
+        )
