@@ -68,10 +68,10 @@ function running(job) {
   const state = chip(), doing = quiet(), progress = progressOf("this job");
   const stop = button("Cancel the job", trying(() => cancel(job)));
   const head = ({ status, stage, progress: percent, attempt }) => {
-    const processing = status === "processing";
+    const moves = status === "processing" || percent > 0; // one that waits may have fetched its file
     mark(state, status);
-    say(doing, phrase(stage, processing ? `${number(percent)} %` : null, attempt > 1 ? `attempt ${attempt}` : null));
-    bar(progress, processing ? percent : null, 100);
+    say(doing, phrase(stage, moves ? `${number(percent)} %` : null, attempt > 1 ? `attempt ${attempt}` : null));
+    bar(progress, moves ? percent : null, 100);
   };
   head(job);
   element("drawer-body").prepend(line(h("span", { class: "line start" }, state, doing), stop), progress);

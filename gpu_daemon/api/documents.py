@@ -198,7 +198,10 @@ FORM_PROPERTIES: dict[str, dict[str, Any]] = {
     "reuse_result": {
         "type": "boolean",
         "default": True,
-        "description": "Answer with the stored result when the same audio was done with the same model and options.",
+        "description": (
+            "Answer with the stored result when the same audio was done with the same model and options; of a `url`, "
+            "as soon as its file has been fetched."
+        ),
     },
     "mode": {
         "type": "string",

@@ -123,6 +123,7 @@ def summary(context: Context, job: Job) -> dict[str, Any]:
         job,
         live=scheduler.live(job.id),
         fetching=scheduler.is_fetching(job.id),
+        fetched_percent=scheduler.fetched_percent(job.id),
         position=scheduler.position(job.id),
         wait_s=scheduler.estimated_wait_s(job.id),
     )

@@ -396,17 +396,18 @@ class PendingCallbacks(Body):
 
 
 def job_summary(
-    job: Job, *, live: Live | None, fetching: bool, position: int | None, wait_s: float | None
+    job: Job, *, live: Live | None, fetching: bool, fetched_percent: float, position: int | None, wait_s: float | None
 ) -> dict[str, Any]:
-    running = job.state is JobState.PROCESSING
-    stage = live.stage if live is not None and running else job.stage
-    if fetching and job.state is JobState.QUEUED:
-        stage = Stage.FETCHING
+    stage, progress = job.stage, job.progress
+    if live is not None and job.state is JobState.PROCESSING:
+        stage, progress = live.stage, live.progress
+    elif job.state is JobState.QUEUED:
+        stage, progress = Stage.FETCHING if fetching else stage, fetched_percent
     return {
         "job_id": job.id,
         "status": job.state.value,
         "stage": stage.value if stage is not None else None,
-        "progress": round(live.progress if live is not None and running else job.progress, 1),
+        "progress": round(progress, 1),
         "attempt": job.attempt,
         "queue_position": position,
         "estimated_wait_s": wait_s,

@@ -5,7 +5,7 @@ a network answered is a way to look into networks that are not the client's: nei
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -35,6 +35,10 @@ NO_ANSWER = "the server of the url gave no usable answer"
 TOO_SLOW = "the server of the url sends too slowly"
 
 
+OnBytes = Callable[[int, int | None], None]
+"""Told how many have come, and how many there will be; None: the server does not say."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchLimits(FileLimits):
     least_bytes_per_s: int = 16 * 1024
@@ -57,7 +61,7 @@ class Fetcher:
         self._limits = limits
         self._client: httpx2.AsyncClient | None = None
 
-    async def fetch(self, url: str, target: Path) -> Fetched:
+    async def fetch(self, url: str, target: Path, on_bytes: OnBytes = lambda *_: None) -> Fetched:
         """`target` is there and synced when this returns, and nothing of it if it does not.
 
         Raises UrlBlocked, FetchFailed, TooLarge, DiskFull.
@@ -69,7 +73,7 @@ class Fetcher:
             async with asyncio.timeout(self._limits.total_s):
                 response = await self._answer(url)
                 try:
-                    size_bytes = await self._receive(response, sink)
+                    size_bytes = await self._receive(response, sink, on_bytes)
                 finally:
                     await response.aclose()
                 sink.close()
@@ -105,17 +109,19 @@ class Fetcher:
             here = next_hop(here, response.headers["location"])
         raise FetchFailed(f"the url is redirected more than {MOST_REDIRECTS} times")
 
-    async def _receive(self, response: httpx2.Response, sink: FileSink) -> int:
+    async def _receive(self, response: httpx2.Response, sink: FileSink, on_bytes: OnBytes) -> int:
         """Bytes."""
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise FetchFailed("the server of the url sends the file compressed, which it was asked not to do")
-        length = response.headers.get("content-length", "")
-        self._check_size(int(length) if length.isdecimal() and len(length) < 20 else 0)
+        said = response.headers.get("content-length", "")
+        length_bytes = int(said) if said.isdecimal() and len(said) < 20 else None
+        self._check_size(length_bytes or 0)
         pace, came_bytes, batch = Pace(self._limits), 0, bytearray()
         async with aclosing(response.aiter_raw()) as chunks:
             while (chunk := await _next(chunks, pace)) is not None:
                 came_bytes += len(chunk)
                 self._check_size(came_bytes)
+                on_bytes(came_bytes, length_bytes)
                 batch += chunk
                 if len(batch) >= BATCH_BYTES:
                     await blocking(partial(sink.write, batch))

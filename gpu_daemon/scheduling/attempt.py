@@ -23,7 +23,7 @@ from gpu_daemon.runner.process import Completed, Runner
 from gpu_daemon.runner.protocol import Run
 from gpu_daemon.scheduling.limits import run_within_limits
 from gpu_daemon.scheduling.pipeline_needs import PipelineNeeds
-from gpu_daemon.scheduling.preparation import Preparer
+from gpu_daemon.scheduling.preparation import PREPARED_PERCENT, Preparer
 from gpu_daemon.scheduling.queue import Waiting
 from gpu_daemon.scheduling.recording import Recorder, result_of
 from gpu_daemon.scheduling.reuse import source_of
@@ -95,7 +95,7 @@ class Attempt:
         self.live = Live(
             stage=Stage.PREPARING,
             span=span_percent(Stage.PREPARING, job.options),
-            progress=0.0,
+            progress=means.preparer.percent(job.id),
             worker_index=means.worker_index,
             attempt=claim.attempt,
             stage_since_s=clock.monotonic(),
@@ -339,9 +339,9 @@ def span_percent(stage: Stage, options: JobOptions) -> tuple[float, float]:
     """The part of the whole job that a stage of it is."""
     match stage:
         case Stage.FETCHING | Stage.PREPARING:
-            return 0, 5
+            return 0, PREPARED_PERCENT
         case Stage.LOADING:
-            return 5, 10
+            return PREPARED_PERCENT, 10
         case Stage.TRANSCRIBING:
             return 10, DIARIZING_FROM_PERCENT if options.diarize else 98
         case Stage.DIARIZING:

@@ -4,7 +4,7 @@ import asyncio
 import random
 from pathlib import Path
 
-from gpu_daemon.audio.fetch import Fetcher
+from gpu_daemon.audio.fetch import Fetcher, OnBytes
 from gpu_daemon.audio.probe import check_duration, probe
 from gpu_daemon.errors import DiskFull, JobCancelled, JobError, Unavailable
 from gpu_daemon.faultpoints import FaultPoint, reach
@@ -34,6 +34,7 @@ class SourceFetcher:
         *,
         attempt: int,
         ffmpeg: asyncio.Semaphore,
+        on_bytes: OnBytes,
     ) -> None:
         """`source` is there when this returns, and its row knows it; neither if it does not.
 
@@ -44,7 +45,7 @@ class SourceFetcher:
         kept = False
         try:
             async with self._at_once:
-                fetched = await self._fetcher.fetch(url, source)
+                fetched = await self._fetcher.fetch(url, source, on_bytes)
             reach(FaultPoint.FETCHED)
             async with ffmpeg:
                 info = await probe(source)

@@ -7,7 +7,7 @@ wrong is kept for the worker that claims the job.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -17,7 +17,7 @@ from gpu_daemon import clock
 from gpu_daemon.audio.decode import Decoded, decode
 from gpu_daemon.blocking import blocking
 from gpu_daemon.engine.base import KnownVoice
-from gpu_daemon.errors import GpuDaemonError, JobError
+from gpu_daemon.errors import GpuDaemonError, JobCancelled, JobError
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId
 from gpu_daemon.jobs.state import Stage
@@ -31,6 +31,8 @@ MAX_VOICE_S = 60
 """More than anybody may send of a known speaker: only a file whose length was not known before can be longer."""
 FETCHED_AHEAD = 16
 """Jobs whose file is being fetched, or has come and waits for a worker."""
+PREPARED_PERCENT = 5.0
+"""Of the whole job. What was fetched counts; ffmpeg does not say how far it is."""
 LOOKED_AT = 1000
 """Jobs at the head of the queue, at most."""
 
@@ -57,6 +59,7 @@ class _Begun:
     task: asyncio.Task[Outcome]
     has_file: bool = False
     """Or an error in place of it."""
+    percent: float = 0.0
 
 
 class Preparer:
@@ -68,14 +71,21 @@ class Preparer:
         max_duration_s: int,
         at_once: int,
         on_change: Callable[[], None],
+        on_progress: Callable[[JobId, float], None],
+        is_done: Callable[[Waiting], Awaitable[bool]],
     ) -> None:
-        """`on_change`: a job may be taken now, as its file has come or failed to, or there is room to begin another."""
+        """`on_change`: a job may be taken now, as its file has come or failed to, or there is room to begin another.
+        `on_progress` is told what has been fetched, in percent of the whole job. `is_done` is asked when the file has
+        come, before anybody may take the job: one that is done already needs nothing more.
+        """
         self._jobs_dir = jobs_dir
         self._sources = sources
         self._max_duration_s = max_duration_s
         self._ffmpeg = asyncio.Semaphore(at_once)
         self._ahead_limit = at_once
         self._on_change = on_change
+        self._on_progress = on_progress
+        self._is_done = is_done
         self._begun: dict[JobId, _Begun] = {}
 
     def has_room(self, *, for_urls: bool) -> bool:
@@ -117,6 +127,11 @@ class Preparer:
     def is_fetching(self, job_id: JobId) -> bool:
         begun = self._begun.get(job_id)
         return begun is not None and not begun.has_file
+
+    def percent(self, job_id: JobId) -> float:
+        """Of the whole job."""
+        begun = self._begun.get(job_id)
+        return 0.0 if begun is None else begun.percent
 
     async def prepared(self, job: Waiting) -> Prepared:
         """The decoded audio; whoever gets it owns the file. Raises NotMedia, TooLarge, JobError and its like."""
@@ -179,14 +194,33 @@ class Preparer:
             begun.has_file = True
             self._on_change()
 
+    def _bytes_came(self, job_id: JobId, came_bytes: int, of_bytes: int | None) -> None:
+        begun = self._begun.get(job_id)
+        if begun is not None and of_bytes:
+            percent = round(PREPARED_PERCENT * min(1.0, came_bytes / of_bytes), 1)
+            if percent > begun.percent:
+                begun.percent = percent
+                self._on_progress(job_id, percent)
+
     async def _prepare(self, job: Waiting) -> Outcome:
         directory, timings = self._jobs_dir / job.id, dict[str, float]()
         source = directory / SOURCE_NAME
         try:
             if job.source_url is not None and not source.is_file():
                 since_s = clock.monotonic()
-                await self._sources.fetch(job.id, job.source_url, source, attempt=job.attempt, ffmpeg=self._ffmpeg)
+                await self._sources.fetch(
+                    job.id,
+                    job.source_url,
+                    source,
+                    attempt=job.attempt,
+                    ffmpeg=self._ffmpeg,
+                    on_bytes=partial(self._bytes_came, job.id),
+                )
                 timings[Stage.FETCHING.value] = round(clock.monotonic() - since_s, 3)
+                if await self._is_done(job):
+                    self._begun.pop(job.id, None)
+                    self._on_change()
+                    return JobCancelled("the job is done already")
             self._file_came(job.id)
             async with self._ffmpeg:
                 since_s = clock.monotonic()

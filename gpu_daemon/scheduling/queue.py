@@ -32,9 +32,11 @@ class Waiting:
     audio: Decoded | None = None
     """What the engine is to hear, if nothing is to be prepared."""
     created_at: datetime | None = None
+    takes_earlier_result: bool = False
+    """When its file has been fetched; it is not remembered over a restart."""
 
     @classmethod
-    def of(cls, job: Job, audio: Decoded | None = None) -> "Waiting":
+    def of(cls, job: Job, audio: Decoded | None = None, *, takes_earlier_result: bool = False) -> "Waiting":
         return cls(
             id=job.id,
             seq=job.seq,
@@ -48,6 +50,7 @@ class Waiting:
             attempt=job.attempt,
             audio=audio,
             created_at=job.created_at,
+            takes_earlier_result=takes_earlier_result,
         )
 
 

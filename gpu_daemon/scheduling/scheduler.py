@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -23,9 +23,9 @@ from gpu_daemon.events import EventHub
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.gpu.detect import Device
 from gpu_daemon.gpu.telemetry import Telemetry
-from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, NewJob
+from gpu_daemon.jobs.model import IdempotencyKey, Job, JobId, JobOptions, NewJob
 from gpu_daemon.jobs.retry import backoff_s
-from gpu_daemon.jobs.state import TERMINAL, JobState
+from gpu_daemon.jobs.state import TERMINAL, JobState, Stage
 from gpu_daemon.logs import log
 from gpu_daemon.metrics import Metrics
 from gpu_daemon.outgoing.target import AddressPolicy
@@ -49,6 +49,7 @@ from gpu_daemon.store.jobs import Inserted, JobStore
 BROKEN_PAUSE_S = 1.0
 SHORT_BYTES = 1 << 20
 DISK_CHECKED_FOR_S = 0.1
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -89,6 +90,8 @@ class Scheduler:
             max_duration_s=settings.max_duration_s,
             at_once=max(2, len(devices)),
             on_change=self._go_on,
+            on_progress=self._fetch_advanced,
+            is_done=self._has_earlier_result,
         )
         self._retention = Retention(settings, jobs)
         self._workers = [
@@ -116,7 +119,7 @@ class Scheduler:
         self._dispatch = Dispatch(self._queue)
         self._cancelling: Counter[JobId] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._rng = random.Random()  # noqa: S311 - jitter
         self._disk_checked_s = -DISK_CHECKED_FOR_S
         self._removals = Gathered(partial(remove, settings.jobs_dir))
@@ -201,8 +204,8 @@ class Scheduler:
         client's key has made one before. Raises Conflict, Unavailable.
         """
         self._check_open()
-        spec = self._catalogue.spec(new.options.model) if reuse_result and self._settings.reuse_results else None
-        source = None if spec is None else source_of(new.options, spec, self._pipelines.ready)
+        takes_earlier_result = reuse_result and self._settings.reuse_results
+        source = self._source_of(new.options) if takes_earlier_result else None
         try:
             job = await self._jobs.insert(new, idempotency, model_sha256=source)
         except OutcomeUnknown:
@@ -211,11 +214,10 @@ class Scheduler:
         if job.id != new.id:
             return job
         log.info("job.queued", job_id=job.id, model=job.options.model, duration_s=job.duration_s, client=job.client)
-        if source is not None and isinstance(job, Inserted) and job.earlier_result is not None:
-            done = await self._reused(job, job.earlier_result, source)
-            if done is not None:
-                return done
-        self._enter(job, audio, hf_token)
+        earlier_result = job.earlier_result if isinstance(job, Inserted) else None
+        if source is not None and earlier_result is not None and await self._reused(job, earlier_result, source):
+            return await self._known(job)
+        self._enter(job, audio, hf_token, takes_earlier_result=takes_earlier_result)
         return job
 
     async def cancel(self, job_id: JobId) -> Job:
@@ -337,6 +339,10 @@ class Scheduler:
     def is_fetching(self, job_id: JobId) -> bool:
         """It waits for the server of its `url`, or for the pipeline that tells who speaks."""
         return self._preparer.is_fetching(job_id) or self._pipelines.is_fetching(job_id)
+
+    def fetched_percent(self, job_id: JobId) -> float:
+        """Of the whole job, as far as it came with a `url` and waits for its turn."""
+        return self._preparer.percent(job_id)
 
     def live(self, job_id: JobId) -> Live | None:
         return next((live for worker in self._workers if (live := worker.live(job_id)) is not None), None)
@@ -478,28 +484,75 @@ class Scheduler:
             now_s=clock.monotonic(),
         )
 
-    async def _reused(self, job: Job, earlier_result: str, model_sha256: str) -> Job | None:
-        """The job, completed with the result of an earlier one; None: it must run."""
+    def _source_of(self, options: JobOptions) -> str | None:
+        spec = self._catalogue.spec(options.model)
+        return None if spec is None else source_of(options, spec, self._pipelines.ready)
+
+    async def _reused(self, job: Job, earlier_result: str, model_sha256: str) -> bool:
+        """Is it completed with the result of an earlier one? Otherwise it must run."""
         try:
             result = await asyncio.to_thread(reused_result, earlier_result)
-            if await self._jobs.complete_queued(job, result, model_sha256=model_sha256):
-                self._metrics.job_reused()
-                await self._announce_end(job.id, JobState.COMPLETED, owes_callback=job.callback_url is not None)
-            return await self._jobs.get(job.id)
+            if not await self._jobs.complete_queued(job, result, model_sha256=model_sha256):
+                return False
         except Unavailable:
-            return None
+            return False
+        self._metrics.job_reused()
+        self._queue.remove(job.id)
+        await self._announce_end(job.id, JobState.COMPLETED, owes_callback=job.callback_url is not None)
+        return True
 
-    def _enter(self, job: Job, audio: Decoded | None = None, hf_token: SecretStr | None = None) -> None:
+    async def _known(self, job: Job) -> Job:
+        """One that is completed, as it is stored, if the database says so."""
+        with contextlib.suppress(Unavailable):
+            if (stored := await self._jobs.get(job.id)) is not None:
+                return stored
+        return replace(job, state=JobState.COMPLETED)
+
+    async def _has_earlier_result(self, waiting: Waiting) -> bool:
+        """Of a job whose file has been fetched: it is completed then. Once begun it is not cut off: what is stored must
+        be told of, too."""
+        if not waiting.takes_earlier_result:
+            return False
+        ending = self._in_background(self._end_with_earlier_result(waiting), name=f"earlier result of {waiting.id}")
+        try:
+            return await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait({ending})
+            raise
+
+    async def _end_with_earlier_result(self, waiting: Waiting) -> bool:
+        try:
+            job = await self._jobs.get(waiting.id)
+            source = None if job is None else self._source_of(job.options)
+            if job is None or source is None:
+                return False
+            earlier_result = await self._jobs.reusable_result(job, source)
+        except Unavailable:
+            return False
+        return earlier_result is not None and await self._reused(job, earlier_result, source)
+
+    def _fetch_advanced(self, job_id: JobId, percent: float) -> None:
+        self._hub.publish("job", job_id, state=JobState.QUEUED, stage=Stage.FETCHING, progress=percent)
+
+    def _enter(
+        self,
+        job: Job,
+        audio: Decoded | None = None,
+        hf_token: SecretStr | None = None,
+        *,
+        takes_earlier_result: bool = False,
+    ) -> None:
         if job.options.diarize:
             self._pipelines.begin(job.id, hf_token)
-        self._queue.push(Waiting.of(job, audio))
+        self._queue.push(Waiting.of(job, audio, takes_earlier_result=takes_earlier_result))
         self._open.add(job.id)
         self._queued(job.id)
 
-    def _in_background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, T], *, name: str) -> "asyncio.Task[T]":
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _learn_of_end(self, job_id: JobId) -> None:
         """One whose answer was lost, and that nobody has asked for again: it was made, and its files are still here."""

@@ -1,6 +1,7 @@
 """POST /transcribe with a `url`, against a real web server on loopback."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,32 @@ async def test_the_job_is_durable_before_a_byte_is_fetched_and_says_that_it_fetc
     JobView.model_validate(job)
     assert (job["status"], job["file_size_bytes"], job["duration"]) == ("queued", None, None)
     page.released.set()
+    assert (await served.finished(job_id))["status"] == "completed"
+
+
+async def test_how_much_has_been_fetched_is_said(served: ServedDaemon, site: Site) -> None:
+    page = Held(tone(), after=len(tone()) // 2)
+    job_id = await send(served, site.put("/x.wav", page))
+    told: list[float] = []
+    async with asyncio.timeout(20), served.client.stream("GET", f"/jobs/{job_id}/events") as events:
+        async for line in events.aiter_lines():
+            job = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+            if "progress" in job:
+                told.append(job["progress"])
+                if job["stage"] == "fetching" and job["progress"] == pytest.approx(2.5, abs=0.1):
+                    page.released.set()
+    assert page.released.is_set()
+    assert (told == sorted(told), told[-1]) == (True, 100)
+
+
+async def test_one_that_is_fetched_while_no_worker_takes_it_does_not_fall_back(
+    served: ServedDaemon, site: Site
+) -> None:
+    await served.client.post("/workers/0/drain")
+    job_id = await send(served, site.put("/x.wav", answer(body=tone())))
+    job = await served.until(job_id, lambda job: job["file_size_bytes"] is not None and job["stage"] is None)
+    assert (job["status"], job["progress"]) == ("queued", 5)
+    await served.client.post("/workers/0/resume")
     assert (await served.finished(job_id))["status"] == "completed"
 
 
