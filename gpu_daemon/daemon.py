@@ -206,13 +206,17 @@ class Daemon:
         settings = self._settings
         if not settings.api_keys and settings.host not in LOOPBACK:
             log.warning("daemon.open", reason=f"no API_KEYS are set: whoever reaches {settings.host} may send jobs")
+        models = {model.name: model.state.value for model in catalogue.statuses() if model.enabled}
+        if settings.default_model is not None and settings.default_model not in models:
+            reason = f"DEFAULT_MODEL: {settings.default_model} is not enabled; jobs that name no model are refused"
+            log.warning("daemon.no_default_model", reason=reason)
         log.info(
             "daemon.started",
             url=self.url,
             version=__version__,
             devices=[f"{device.kind}:{device.index} {device.name}" for device in devices],
             database="embedded" if settings.db_host is None else f"{parameters.host}:{parameters.port}",
-            models={model.name: model.state.value for model in catalogue.statuses() if model.enabled},
+            models=models,
         )
 
 

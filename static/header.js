@@ -2,7 +2,7 @@
 
 import { accessKey, giveKey } from "/static/api.js";
 import { element, h, mark, notice, rows, say, show } from "/static/dom.js";
-import { figure, given, number, phrase, span, tone } from "/static/words.js";
+import { count, figure, given, number, phrase, span, tone } from "/static/words.js";
 
 const THEMES = ["auto", "light", "dark"];
 const STALE_S = 3;
@@ -27,12 +27,29 @@ export function figures(target, entries) {
 export function showState(state) {
   const { health, queue, database } = state;
   mark(element("health"), health.status);
-  show(element("reason"), health.reason);
+  if (health.reason) show(element("reason"), health.reason);
+  else concern(concerns(state));
   const latency = database?.answers ? figure(database.latency_ms, "ms", 1) : "does not answer";
   const answer = given(database, () => `database ${latency}`);
   say(element("about"), phrase(`version ${state.version}`, `up ${span(state.uptime_s)}`, answer));
   figures(element("figures"), FIGURES.map(([name, text]) => [name, text(queue)]));
   tab(health.status, queue);
+}
+
+/** What is wrong while the daemon is ready all the same: words, and the section where it is seen. */
+function concerns({ workers, models }) {
+  const found = ["quarantined", "drained"].map((name) => [name, workers.filter(({ state }) => state === name).length])
+    .filter(([, off]) => off > 0).map(([name, off]) => [`${count(off, "worker")} ${name}`, "workers"]);
+  const failed = models.filter(({ enabled, state }) => enabled && state === "failed");
+  return [...found, ...failed.map(({ name }) => [`${name} cannot be used`, "models"])];
+}
+
+function concern(found) {
+  const text = found.map(([words]) => words).join(" · "), target = element("reason");
+  target.hidden = !text;
+  if (target.textContent === text) return; // a link may have the focus
+  const links = found.map(([words, section]) => h("a", { href: `/#${section}` }, words));
+  target.replaceChildren(...links.flatMap((link) => [" · ", link]).slice(1));
 }
 
 function tab(status, queue) {

@@ -12,7 +12,7 @@ import * as models from "/static/models.js";
 import * as tryit from "/static/tryit.js";
 
 const PARTS = [
-  [header.showState, ["health", "version", "uptime_s", "database", "queue"]],
+  [header.showState, ["health", "version", "uptime_s", "database", "queue", "workers", "models"]],
   [cards.showWorkers, ["workers", "telemetry", "paused_by_drain", "health"]],
   [jobs.showJobs, ["queue", "workers", "models"]],
   [models.showModels, ["models", "telemetry"]],

@@ -325,11 +325,16 @@ async def test_what_goes_wrong_is_said_where_it_is_seen_until_it_goes_well(visit
     state = made.state(1, 0)
     error = {"code": "not_media", "message": "this is not audio or video that ffmpeg can read"}
     failed = made.job(7, status="failed", error=error)
+    state["workers"][0]["state"] = "quarantined"
+    state["models"][1] |= {"state": "failed", "error": "no"}
     state["events"][0]["text"] = f"job {failed['job_id']} failed: not_media"
     await pretend(visit, state, [failed, made.job(8, status="cancelled", error=error)])
     await opened(visit)
     await expect(page.locator("#job-rows .why")).to_have_text([error["message"], ""])
     await expect(page.locator("#callback-rows .chip")).to_have_text(["dead", "retrying"])
+    await expect(page.locator("#reason")).to_have_text("1 worker quarantined · turbo cannot be used")
+    await page.locator("#reason").get_by_role("link", name="turbo").click()
+    assert await page.evaluate("location.hash") == "#models"
     event = page.locator("#event-rows li").first
     await expect(event).to_contain_text("job 00000007 failed: not_media")
     await event.get_by_role("link").click()

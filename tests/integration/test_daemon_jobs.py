@@ -106,7 +106,8 @@ async def test_every_container_gives_the_right_words(tmp_path: Path, database: C
 async def test_an_embedded_database_serves_as_well(tmp_path: Path) -> None:
     spoken = conversation("fr", 500_005, 1)
     write(spoken, tmp_path / "un.flac", "flac")
-    async with running_daemon(tmp_path, None) as daemon:
+    async with running_daemon(tmp_path, None, DEFAULT_MODEL="large-v3") as daemon:
+        assert "DEFAULT_MODEL: large-v3" in (await daemon.line("daemon.no_default_model"))["reason"]
         assert {model["name"] for model in (await daemon.json("/models"))["models"] if model["enabled"]} == {
             "base",
             "demo",
