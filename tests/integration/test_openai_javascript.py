@@ -1,10 +1,11 @@
-"""OpenAI's own JavaScript client against the daemon: the calls are in tests/javascript/openai.cjs."""
+"""OpenAI's own JavaScript client against the daemon: the calls are in tests/javascript."""
 
 import asyncio
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,43 @@ PACKAGES = ROOT / ".cache" / "javascript"
 SEGMENTS = 3
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
-@pytest.mark.skipif(
-    not (PACKAGES / "node_modules" / "openai").exists(), reason="deploy/javascript.sh could not install npm's openai"
-)
+pytestmark = [
+    pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed"),
+    pytest.mark.skipif(
+        not (PACKAGES / "node_modules" / "openai").exists(),
+        reason="deploy/javascript.sh could not install npm's openai",
+    ),
+]
+
+
+async def printed(script: str, *arguments: str | Path) -> Any:
+    node = await asyncio.create_subprocess_exec(
+        *("node", ROOT / "tests" / "javascript" / script, *arguments),
+        cwd=PACKAGES,
+        env={name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(100):
+        stdout, stderr = await node.communicate()
+    assert node.returncode == 0, stderr.decode()
+    return json.loads(stdout)
+
+
+async def test_a_request_that_comes_again_is_joined_to_its_job(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance_module, "ARRIVAL_S", 60.0)
+    wav = tmp_path / "talk.wav"
+    wav.write_bytes(tone(12.0))
+    async with served_daemon(tmp_path, database, monkeypatch) as served:
+        said = await printed("retry.cjs", f"{served.url}/v1", wav, tmp_path / "go")
+        (job,) = (await served.json("/jobs"))["jobs"]
+        result = (await served.json(f"/jobs/{job['job_id']}"))["result"]
+    assert said == {"text": result["text"], "counts": ["0", "1"]}
+    assert (job["status"], job["attempt"]) == ("completed", 1)
+
+
 async def test_every_call_and_format(
     tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,19 +62,9 @@ async def test_every_call_and_format(
     wav = tmp_path / "talk.wav"
     wav.write_bytes(tone(12.0))
     async with served_daemon(tmp_path, database, monkeypatch) as served:
-        node = await asyncio.create_subprocess_exec(
-            *("node", ROOT / "tests" / "javascript" / "openai.cjs", f"{served.url}/v1", wav, tmp_path / "go"),
-            cwd=PACKAGES,
-            env={name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(100):
-            stdout, stderr = await node.communicate()
-        assert node.returncode == 0, stderr.decode()
+        said = await printed("openai.cjs", f"{served.url}/v1", wav, tmp_path / "go")
         (hung_up, *_) = (await served.json("/jobs"))["jobs"]
         assert (await served.finished(hung_up["job_id"]))["status"] == "cancelled"
-    said = json.loads(stdout)
 
     text = said["json"]["text"]
     assert said["json"]["usage"] == {"type": "duration", "seconds": 12}
