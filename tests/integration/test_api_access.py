@@ -110,6 +110,13 @@ async def test_with_keys_each_client_sees_its_own(
             assert (worker["state"], status["busy"], state["queue"]["queued"]) == ("busy", True, 1)
         assert seen["anna"] == (sorted(ids), sorted(ids), sorted(ids), ids[0], ids[0])
         assert seen["boris"] == ([], [], [], None, None)
+        ended = (await client.post("/transcribe", files=files, headers=bearer(BORIS))).json()["job_id"]
+        await client.post(f"/jobs/{ended}/cancel", headers=bearer(BORIS))
+        of_boris, of_anna = [
+            (await client.get("/services/rocm/status", headers=bearer(key))).json() for key in (BORIS, ANNA)
+        ]
+        assert (of_boris["busy"], of_boris["job_id"], of_boris["stage"]) == (True, ended, "error")
+        assert of_anna["job_id"] == ids[0]
         open_health = await client.get("/health")
         assert (open_health.json()["busy"], open_health.json()["current_job"]) == (True, None)
 

@@ -171,28 +171,30 @@ async def rocm_health(request: Request) -> RocmHealth:
 
 
 async def latest_job(context: Context, client: str | None) -> RunningJob:
-    """The client's own that runs or has just ended; idle as well where the database does not say in time."""
+    """The client's own that runs or has just ended, while another client's may run; idle as well where the database
+    does not say in time."""
     running = running_job(context, client)
-    if running.busy:
+    if running.job_id is not None:
         return running
     try:
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             jobs = await context.jobs.newest(states=TERMINAL, client=client, limit=LOOKED_AT)
             last = max(jobs, key=lambda job: job.finished_at or job.created_at, default=None)
             if last is None or last.finished_at is None or clock.now() - last.finished_at > END_SHOWN_FOR:
-                return IDLE
+                return running
             text = await context.jobs.result(last.id) if last.state is JobState.COMPLETED else None
     except (Unavailable, OSError, TimeoutError):
-        return IDLE
-    return await asyncio.to_thread(_ended, last, text)
+        return running
+    return await asyncio.to_thread(_ended, last, text, busy=running.busy)
 
 
-def _ended(job: Job, stored: str | None) -> RunningJob:
+def _ended(job: Job, stored: str | None, *, busy: bool) -> RunningJob:
     """`stored`: the result of a job that is completed."""
     since_s = 0.0 if job.finished_at is None else (clock.now() - job.finished_at).total_seconds()
     details: dict[str, float] = {} if job.duration_s is None else {"audio_duration_seconds": job.duration_s}
     said = IDLE.model_copy(
         update={
+            "busy": busy,
             "job_id": job.id,
             "filename": job.file_name,
             "stage": "error" if stored is None else "completed",
