@@ -440,6 +440,17 @@ async def test_the_microservices_other_formats(replayed: Replayed, format: str, 
     assert heard(SPOKEN, text) if format == "text" else " --> " in text, text
 
 
+async def test_the_microservices_other_formats_of_a_job(replayed: Replayed) -> None:
+    accepted = await replayed.answer(MICRO_SUBMIT[0] + "-F response_format=srt")
+    await replayed.daemon.finished(accepted["job_id"])
+    job = await replayed.answer(f"curl http://localhost:8000/api/v1/status/{accepted['job_id']}")
+    assert deviations(job, MICRO_JOB) == []
+    address = accepted["message"].partition("GET ")[2]
+    assert (await replayed.run(f"curl http://localhost:8000{address}")).startswith("1\n00:00:0")
+    refused = await replayed.answer(MICRO_SUBMIT[0] + "-F response_format=docx")
+    assert (refused["error"]["code"], refused["error"]["param"]) == ("invalid_value", "response_format")
+
+
 @pytest.mark.parametrize("base_path", ["", MICRO])
 async def test_the_microservices_jobs(replayed: Replayed, base_path: str) -> None:
     async with replayed.running() as waits_id:

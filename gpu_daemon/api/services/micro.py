@@ -158,15 +158,31 @@ async def transcribe(request: Request, client: Client) -> Response:
     response_model=MicroAccepted,
     responses=documented(400, 401, 408, 409, 413, 415, 429, 503, 507),
     openapi_extra=form(
-        "MicroTranscribeAsync", {"response_format": {"type": "string", "enum": ["json", ""], "default": "json"}}
+        "MicroTranscribeAsync",
+        {
+            "response_format": {
+                "type": "string",
+                "enum": [*FORMATS, ""],
+                "default": "json",
+                "description": "The status has the result as JSON; `message` says where the others are.",
+            }
+        },
     ),
 )
 async def transcribe_async(request: Request, client: Client) -> Response:
-    job = (await take(request, client, _async_fields)).job
+    format = Format.VERBOSE_JSON
+
+    def translate(fields: Fields, _: bool) -> Fields:
+        nonlocal format
+        format = _format(fields)
+        return _without_format(fields)
+
+    job = (await take(request, client, translate)).job
+    also = "" if format is Format.VERBOSE_JSON else f"; as {format}: GET /jobs/{job.id}/result?format={format}"
     said = MicroAccepted(
         job_id=job.id,
         status=STATUSES[job.state],
-        message="the job was accepted and waits for its turn",
+        message=f"the job was accepted and waits for its turn{also}",
         status_url=f"/api/v1/status/{job.id}",
         estimated_time=_estimated_time_s(context_of(request), job),
     )
@@ -285,15 +301,6 @@ def _format(fields: Fields) -> Format:
 
 def _without_format(fields: Fields) -> Fields:
     return {name: values for name, values in fields.items() if name != "response_format"}
-
-
-def _async_fields(fields: Fields, _: bool) -> Fields:
-    if _format(fields) is not Format.VERBOSE_JSON:
-        raise InvalidRequest(
-            "the status of a job has its result as json; GET /jobs/{id}/result?format=srt gives the others",
-            param="response_format",
-        )
-    return _without_format(fields)
 
 
 def _job(context: Context, job: Job, result: MicroResult | None) -> MicroJob:
