@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -33,6 +33,7 @@ CONTENT_TYPES = {
 SUBTITLES = frozenset({Format.SRT, Format.VTT})
 KEPT = {"Cache-Control": "private, no-cache"}
 """By whoever asked, who asks again whether it still holds."""
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "it is the one that `If-None-Match` names"}}
 
 
 async def _cue_options(
@@ -67,7 +68,7 @@ async def _cue_options(
             "description": "the transcript; `ETag` names it for good",
             "content": {kind.split(";")[0]: {} for kind in CONTENT_TYPES.values()},
         },
-        304: {"description": "it is the one that `If-None-Match` names"},
+        **NOT_MODIFIED,
         **documented(400, 401, 404, 409, 503),
     },
 )

@@ -64,6 +64,10 @@ async def test_a_result_is_fetched_once(served: ServedDaemon) -> None:
         other = await served.client.get(path, params=params, headers={"If-None-Match": named})
         assert other.headers.get("etag") != etag
         assert other.status_code != 304
+    paths = (await served.json("/openapi.json"))["paths"]
+    for result, template in ((path, "/jobs/{job_id}/result"), (f"/result/{job_id}", "/result/{job_id}")):
+        assert (await served.client.get(result, headers={"If-None-Match": "*"})).status_code == 304
+        assert "304" in paths[template]["get"]["responses"], template
     response = await served.client.get("/jobs/nonesuch/result", headers={"If-None-Match": "*"})
     assert response.status_code == 404
 

@@ -10,7 +10,7 @@ from gpu_daemon.api.access import Client, RequireKey, own_job
 from gpu_daemon.api.context import context_of
 from gpu_daemon.api.errors import documented
 from gpu_daemon.api.jobs import JobIdPath, delete_job
-from gpu_daemon.api.results import get_result
+from gpu_daemon.api.results import NOT_MODIFIED, get_result
 from gpu_daemon.api.schemas import Body, Result, spliced
 from gpu_daemon.api.state import job_counts
 from gpu_daemon.jobs.state import JobState
@@ -101,7 +101,7 @@ async def status(request: Request, client: Client, job_id: JobIdPath) -> Respons
     "/result/{job_id}",
     summary="The transcript of a job that is completed",
     response_model=Result,
-    responses=documented(401, 404, 409, 503),
+    responses={**NOT_MODIFIED, **documented(401, 404, 409, 503)},
 )
 async def result(request: Request, client: Client, job_id: JobIdPath) -> Response:
     return await get_result(request, client, job_id, PLAIN)
