@@ -73,13 +73,16 @@ class Outbox:
         self._wake.set()
 
     async def _run(self) -> None:
+        away = False
         while True:
             self._wake.clear()
             try:
                 wait_s = await self._begin_due()
+                away = False
             except (Unavailable, OSError) as error:
-                log.warning("outbox.waits", error=str(error))
-                wait_s = PAUSE_S
+                if not away:  # a line each second would bury the others
+                    log.warning("outbox.waits", error=str(error))
+                away, wait_s = True, PAUSE_S
             except Exception:
                 log.exception("outbox.broken")  # what it was is in the log; the callbacks must go on
                 wait_s = PAUSE_S

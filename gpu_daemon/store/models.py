@@ -82,12 +82,16 @@ class ModelStore:
         The first comes as soon as it listens: what changed before that made no notice. So it is after a lost
         connection, which is made again. Iterate under `aclosing`: it holds a pooled connection.
         """
+        away = False
         while True:
             with contextlib.suppress(*DATABASE_AWAY):
                 async with self._pool.acquire(timeout=10) as listening, aclosing(_notices(listening)) as notices:
                     async for _ in notices:
+                        away = False
                         yield
-            log.warning("models.listener_lost")
+            if not away:
+                log.warning("models.listener_lost")
+            away = True
             await asyncio.sleep(RECONNECT_S)
 
 

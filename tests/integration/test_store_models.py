@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
@@ -88,6 +89,29 @@ async def test_the_watch_survives_its_connection(
         assert [line["event"] for line in logs] == ["models.listener_lost"]
         await pool.execute("UPDATE model_settings SET enabled = true")
         await asyncio.wait_for(anext(changes), 5)
+
+
+async def test_that_the_database_is_away_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "RECONNECT_S", 0.001)
+    tried = asyncio.Semaphore(0)
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tried.release()
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = await asyncpg.create_pool(host="127.0.0.1", port=port, user="x", database="x", min_size=0)
+    with capture_logs() as logs:
+        async with asyncio.timeout(20), aclosing(ModelStore(pool).changes()) as changes:
+            watching = asyncio.create_task(anext(changes))
+            for _ in range(6):
+                await tried.acquire()
+            watching.cancel()
+            await asyncio.wait({watching})
+    assert [line["event"] for line in logs] == ["models.listener_lost"]
+    await pool.close()
+    server.close()
 
 
 async def test_a_watch_that_ends_gives_its_connection_back(store: ModelStore, pool: Pool) -> None:
