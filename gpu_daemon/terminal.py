@@ -55,6 +55,7 @@ class JobDisplay:
 
     def job(self, name: str, job: JobView) -> None:
         doing = _doing(job)
+        self._waits_for = None
         self._show(name, 100.0 if job.status == "completed" else job.progress, doing, doing)
         if job.ended:
             self._make_room(name, doing)
@@ -84,7 +85,6 @@ class JobDisplay:
 
     def _show(self, name: str, percent: float, step: str, doing: str) -> None:
         """`doing` may change with every percent, `step` is what deserves a line of its own."""
-        self._waits_for = None
         if self._console.is_interactive:
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=100.0, doing=doing)

@@ -57,10 +57,16 @@ def test_that_the_daemon_is_waited_for_is_said_once_until_it_answers() -> None:
     with JobDisplay(Console(file=out, width=40)) as display:
         for _ in range(3):
             display.waits("no daemon answers [1]")
+            display.upload("talk.mp3", 1, 2)
         display.job("talk.mp3", job("queued", queue_position=0))
         display.waits("no daemon answers [1]")
     away = "no daemon answers [1]; asking again"
-    assert out.getvalue().splitlines() == [away, "talk.mp3: waiting, next in line", away]
+    assert out.getvalue().splitlines() == [
+        away,
+        "talk.mp3: uploading",
+        "talk.mp3: waiting, next in line",
+        away,
+    ]
 
 
 def test_without_a_terminal_each_step_is_a_line_and_said_once() -> None:
