@@ -179,9 +179,19 @@ class Attempt:
             gpu=usage.summary(),
         )
 
+    @property
+    def _is_last(self) -> bool:
+        return self._claim.attempt >= self._means.settings.max_attempts
+
     async def _speakers(self) -> SpeakerRequest | NoPipeline:
         """Raises JobError when without a pipeline there is nothing to do."""
         options, pipelines = self.job.options, self._means.pipelines
+        failure = pipelines.failure(self.job.id)
+        if failure is not None and options.task is not Task.DIARIZE and self._is_last:
+            # What took a runner away may lie in the search for speakers: the transcript is worth a try without it.
+            log.warning("job.without_speakers", job_id=self.job.id, code=failure.code, error=failure.message)
+            message = f"nobody looked for them in the last attempt, as the one before it ended so: {failure.message}"
+            return NoPipeline(name=pipelines.name, code=failure.code, message=message)
         try:
             pipeline = await pipelines.spec(self.job.id)
             voices = await self._means.preparer.voices(self.job)
@@ -214,6 +224,8 @@ class Attempt:
             )
         except GpuDaemonError as caught:
             error = caught
+            if isinstance(error, JobError) and error.retryable and isinstance(request.speakers, SpeakerRequest):
+                means.pipelines.fail(request.job_id, error)
             raise
         finally:
             await means.turn.leave(request.job_id, error)
@@ -250,7 +262,7 @@ class Attempt:
             reach(FaultPoint.CANCELLED_STOPPED)
             cancelled = await means.recorder.record(job.id, lambda: means.jobs.cancel(claim))
             return JobState.CANCELLED if cancelled else None
-        if isinstance(error, JobError) and error.retryable and claim.attempt < means.settings.max_attempts:
+        if isinstance(error, JobError) and error.retryable and not self._is_last:
             log.warning("job.retried", job_id=job.id, attempt=claim.attempt, code=error.code, error=error.message)
             means.metrics.job_retried()
             requeued = await means.recorder.record(job.id, lambda: means.jobs.requeue(claim, charge=True))

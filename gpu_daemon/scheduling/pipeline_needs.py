@@ -30,6 +30,7 @@ class PipelineNeeds:
         self._pipelines = pipelines
         self._on_change = on_change
         self._needs: dict[JobId, _Need] = {}
+        self._failures: dict[JobId, JobError] = {}
 
     @property
     def name(self) -> str:
@@ -64,8 +65,17 @@ class PipelineNeeds:
                 raise refused
         return await self._pipelines.spec(need.token)
 
+    def fail(self, job_id: JobId, error: JobError) -> None:
+        """An attempt that was to say who speaks has ended so, in a runner: nobody knows whose fault it was."""
+        self._failures[job_id] = error
+
+    def failure(self, job_id: JobId) -> JobError | None:
+        """Of the latest attempt since the daemon started."""
+        return self._failures.get(job_id)
+
     def forget(self, job_id: JobId) -> None:
         """It has ended: a download that it alone waited for ends, too."""
+        self._failures.pop(job_id, None)
         need = self._needs.pop(job_id, None)
         if need is not None:
             need.fetching.cancel()

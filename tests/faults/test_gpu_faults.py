@@ -71,6 +71,23 @@ async def test_after_a_sticky_error_the_runner_is_replaced_and_the_next_job_is_u
         assert len(descendants(daemon.pid)) == 1
 
 
+async def test_what_takes_the_device_away_in_the_search_for_speakers_costs_no_transcript(
+    tmp_path: Path, database: ConnectionParameters, audio: Path
+) -> None:
+    async with running_daemon(tmp_path, database, **FAKE_ENGINE, FAKE_DIARIZER="lost") as daemon:
+        assert await ends(daemon, audio, "") == ("completed", 1, None)
+        submitted = await daemon.submit(audio, diarize="true")
+        job = await daemon.finished(submitted["job_id"])
+        assert (job["status"], job["attempt"]) == ("completed", 3)
+        assert job["result"]["text"]
+        assert {segment["speaker"] for segment in job["result"]["segments"]} == {None}
+        assert job["result"]["diarization"]["error_code"] == "gpu_error"
+        assert "only a new process can clear" in job["result"]["diarization"]["error"]
+        assert (await worker(daemon))["restarts"] == 2
+        alone = await daemon.submit(audio, task="diarize")
+        assert (await daemon.finished(alone["job_id"]))["error"]["code"] == "gpu_error"
+
+
 async def test_a_hung_runner_that_ignores_sigterm_is_killed(
     tmp_path: Path, database: ConnectionParameters, audio: Path
 ) -> None:
