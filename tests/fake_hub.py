@@ -95,17 +95,21 @@ class FakeHub:
             page = redirect(f"{self.cdn.url}/{commit}/{sha256}", headers=headers | {"X-Linked-ETag": f'"{sha256}"'})
 
         async def write(writer: asyncio.StreamWriter) -> None:
-            await (self._refusal() or page if gated else page)(writer)
+            await (self._refusal(gated) or page)(writer)
 
         return write
 
-    def _refusal(self) -> Page | None:
+    def _refusal(self, gated: bool) -> Page | None:
         """None: the account of the request that is being answered may have it."""
         token = self.site.requests[-1].headers.get("authorization", "").removeprefix("Bearer ")
-        if token in self.members:
+        if token and token not in self.members | self.strangers:
+            return answer(
+                401, b"Invalid credentials", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
+        if token in self.members or not gated:
             return None
         said = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
-        return answer(403 if token in self.strangers else 401, b"Access is restricted.", said)
+        return answer(403 if token else 401, b"Access is restricted.", said)
 
 
 def _sibling(path: str, content: bytes) -> dict[str, object]:

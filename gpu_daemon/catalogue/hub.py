@@ -140,8 +140,13 @@ def _meaning(
             return PipelineGated(
                 f"{repository} needs a token: accept its conditions at {page}, then set HF_TOKEN or send hf_token"
             )
-        doubt = " (the token itself may be wrong, too)" if error.status == UNAUTHORIZED else ""
-        return PipelineGated(f"accept the conditions of {repository} at {page} with the account of this token{doubt}")
+        if error.status == UNAUTHORIZED:
+            # So the hub answers whatever is asked with a token that it does not know, be it free for everybody.
+            return PipelineGated(
+                f"the hub does not know this token: make another at {PUBLIC}/settings/tokens, and where {page} "
+                "has conditions accept them with its account"
+            )
+        return PipelineGated(f"accept the conditions of {repository} at {page} with the account of this token")
     if error.error_code == "RevisionNotFound":
         return PipelineChanged(f"the revision of {repository} that is to be used is no longer there")
     if error.error_code == "RepoNotFound" or error.status == NOT_FOUND:

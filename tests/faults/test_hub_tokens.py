@@ -4,9 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from websockets.asyncio.client import connect
 
 from gpu_daemon.database.pool import ConnectionParameters
 from gpu_daemon.settings import SECRETS
@@ -19,7 +21,7 @@ from tests.serving import tone
 NAME = "somebody/speaker-diarization"
 OWN, WRONG, GOOD = "canary-own-5d1c7e", "canary-wrong-9b2f4a", "canary-good-3e8d60"
 """Without the hf_ by which a log would know them: they must not come there at all."""
-MALFORMED = "canary broken-71a0"
+MALFORMED, KEY = "canary broken-71a0", "canary-key"
 SIGN = "canary"
 FORMATS = ("json", "verbose_json", "diarized_json", "text", "srt", "vtt", "tsv")
 
@@ -72,15 +74,24 @@ async def told(daemon: RunningDaemon, job_id: str) -> str:
         return (await response.aread()).decode()
 
 
+async def watch(daemon: RunningDaemon, told: list[str]) -> None:
+    """Whatever the page is told goes to `told`."""
+    async with connect(daemon.url.replace("http", "ws", 1) + "/ws/dashboard", proxy=None) as connection:
+        await connection.send(json.dumps({"type": "key", "key": KEY}))
+        async for message in connection:
+            told.append(str(message))
+
+
 async def test_a_token_is_seen_by_the_hub_and_by_nobody_else(
     tmp_path: Path, database: ConnectionParameters, receiver: Receiver, hub: FakeHub
 ) -> None:
     (audio := tmp_path / "tone.wav").write_bytes(tone(12))
     seen: list[str] = []
+    dashboard: list[str] = []
     async with running_daemon(
-        tmp_path, database, HF_TOKEN=OWN, HUGGING_FACE_HUB_TOKEN=OWN, API_KEYS="canary-key", **settings(hub)
+        tmp_path, database, HF_TOKEN=OWN, HUGGING_FACE_HUB_TOKEN=OWN, API_KEYS=KEY, **settings(hub)
     ) as daemon:
-        daemon.client.headers["x-api-key"] = "canary-key"
+        daemon.client.headers["x-api-key"] = KEY
         refused = await daemon.line("pipeline.not_ready", pipeline=NAME)
         assert f"accept the conditions of {NAME}" in refused["reason"]
 
@@ -90,9 +101,10 @@ async def test_a_token_is_seen_by_the_hub_and_by_nobody_else(
         assert (response.status_code, response.json()["error"]["param"]) == (400, "hf_token")
         seen.append(response.text)
 
+        watching = asyncio.create_task(watch(daemon, dashboard))
         jobs: list[str] = []
-        for token in (WRONG, GOOD):
-            fields = {"diarize": "true", "hf_token": token, "callback_url": f"{receiver.url}/done"}
+        for task, token in (("diarize", WRONG), ("transcribe", WRONG), ("transcribe", GOOD)):
+            fields = {"diarize": "true", "task": task, "hf_token": token, "callback_url": f"{receiver.url}/done"}
             answer = await daemon.client.post(
                 "/transcribe",
                 files={"file": (audio.name, audio.read_bytes())},
@@ -107,20 +119,43 @@ async def test_a_token_is_seen_by_the_hub_and_by_nobody_else(
                 await told(daemon, job_id),
                 json.dumps(await daemon.finished(job_id)),
             ]
-        gated, heard = [await daemon.json(f"/jobs/{job_id}/result") for job_id in jobs]
+            if task == "diarize":
+                refused = await daemon.job(job_id)
+                assert (refused["status"], refused["error"]["code"]) == ("failed", "pipeline_gated")
+                answer = await daemon.client.post(
+                    "/diarize", params={"hf_token": token}, files={"file": tone(1)}, data={"hf_token": token}
+                )
+                assert (answer.status_code, answer.json()["code"]) == (400, "pipeline_gated"), answer.text
+                seen.append(answer.text)
+        gated, heard = [await daemon.json(f"/jobs/{job_id}/result") for job_id in jobs[1:]]
         assert gated["diarization"]["error_code"] == "pipeline_gated"
-        assert "with the account of this token" in gated["diarization"]["error"]
+        assert "the hub does not know this token" in gated["diarization"]["error"]
         assert gated["text"] == heard["text"] != ""
         assert {turn["speaker"] for turn in heard["diarization_segments"]} == {"SPEAKER_00", "SPEAKER_01"}
 
         for path in ("/jobs", "/dashboard/state", "/metrics", "/models", "/health", "/status"):
             seen.append((await daemon.client.get(path)).text)
-        for job_id in jobs:
+        wrongly: list[dict[str, Any]] = [
+            {"hf_token": [GOOD, GOOD]},
+            {"hf_token": {SIGN: 1}},
+            {"hf_token": GOOD, "hf_tokens": GOOD},
+        ]
+        for fields in wrongly:
+            body = {"url": "http://127.0.0.1/", "diarize": True} | fields
+            answer = await daemon.client.post("/transcribe", json=body)
+            assert answer.status_code == 400, answer.text
+            seen.append(answer.text)
+        for job_id in jobs[1:]:
             for format in FORMATS:
                 response = await daemon.client.get(f"/jobs/{job_id}/result", params={"format": format})
                 assert response.status_code == 200, response.text
                 seen.append(response.text)
-        seen += [f"{call.headers} {call.body!r}" for call in await receiver.wait_for(2)]
+        seen += [f"{call.headers} {call.body!r}" for call in await receiver.wait_for(3)]
+        async with asyncio.timeout(20):
+            while not any(jobs[-1] in message for message in dashboard):
+                await asyncio.sleep(0.05)
+        watching.cancel()
+        seen += dashboard
         assert SIGN not in await stored(database)
         environments = [
             said.read_bytes() for pid in descendants(daemon.pid) if (said := Path(f"/proc/{pid}/environ")).exists()

@@ -84,6 +84,7 @@ async def test_whether_speakers_can_be_told_apart(tmp_path: Path, monkeypatch: p
     hub = FakeHub()
     await hub.start()
     hub.members.add("hf_good")
+    hub.strangers.add("hf_other")
     hub.publish("somebody/pipeline", pipeline_files())
 
     async def said(token: str | None = None, model: str = "somebody/pipeline") -> tuple[Verdict, str]:
@@ -99,6 +100,9 @@ async def test_whether_speakers_can_be_told_apart(tmp_path: Path, monkeypatch: p
     verdict, words = await said("hf_other")
     assert verdict is Verdict.NOTE
     assert "accept the conditions of somebody/pipeline at https://huggingface.co/somebody/pipeline" in words
+    verdict, words = await said("hf_otherwise")
+    assert verdict is Verdict.NOTE
+    assert "the hub does not know this token" in words
     verdict, words = await said("hf_good")
     assert verdict is Verdict.GOOD
     assert "gives it to the account of HF_TOKEN" in words

@@ -100,8 +100,9 @@ async def test_without_a_token_nothing_is_asked_until_a_job_brings_one(shop: Sho
     for token in (WRONG, STRANGER):
         refused = await refusal(pipelines.spec(token))
         assert refused.code == "pipeline_gated"
-        assert f"accept the conditions of {NAME} at https://huggingface.co/{NAME} with the account" in refused.message
-        assert ("token itself" in refused.message) is (token is WRONG)
+        assert f"https://huggingface.co/{NAME}" in refused.message
+        assert ("does not know this token" in refused.message) is (token is WRONG)
+        assert (f"accept the conditions of {NAME}" in refused.message) is (token is STRANGER)
     assert pipelines.status().state is ModelState.WAITING
 
     spec = await pipelines.spec(GOOD)
@@ -122,6 +123,17 @@ async def test_the_token_goes_to_the_hub_and_not_where_it_sends_us(shop: Shop, h
     assert {request.headers.get("authorization") for request in hub.site.requests} == {"Bearer hf_good"}
     assert len(hub.cdn.heads) == 2
     assert not [head for head in hub.cdn.heads if "authorization" in head.lower() or "hf_good" in head]
+
+
+async def test_a_token_that_the_hub_does_not_know_is_said_to_be_wrong_where_none_is_needed(
+    shop: Shop, hub: FakeHub
+) -> None:
+    hub.publish(NAME, FILES, gated=False)
+    pipelines = await shop.open()
+    refused = await refusal(pipelines.spec(WRONG))
+    assert refused.code == "pipeline_gated"
+    assert "does not know this token: make another at https://huggingface.co/settings/tokens" in refused.message
+    assert are(await pipelines.spec(STRANGER), MADE_OF), "any account will do"
 
 
 async def test_a_mirror_may_have_a_path_of_its_own(shop: Shop, hub: FakeHub) -> None:
