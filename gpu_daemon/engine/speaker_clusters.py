@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pyannote.audio.pipelines import clustering as clusterings
+from pyannote.core import SlidingWindowFeature
 from scipy.cluster.hierarchy import fcluster
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
@@ -40,14 +41,20 @@ Filtered = tuple[Floats, npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[An
 
 
 def thinned(compared: Callable[..., Filtered]) -> Callable[..., Filtered]:
-    """pyannote's `filter_embeddings`, which says what is compared; with MOST_COMPARED of a long file."""
+    """pyannote's `filter_embeddings`, which says what is compared: asked of some chunks at a time; of a long file with
+    MOST_COMPARED."""
 
-    def filter_embeddings(*given: Any, **named: Any) -> Filtered:
-        rows, chunks, speakers = compared(*given, **named)
-        if len(rows) <= MOST_COMPARED:
-            return rows, chunks, speakers
-        kept = np.linspace(0, len(rows) - 1, MOST_COMPARED).astype(int)
-        return rows[kept], chunks[kept], speakers[kept]
+    def filter_embeddings(embeddings: Floats, segmentations: Any, **named: Any) -> Filtered:
+        window, found = segmentations.sliding_window, []
+        for block in _blocks(len(embeddings)):
+            active = SlidingWindowFeature(segmentations.data[block], window)
+            _, chunks, speakers = compared(embeddings[block], segmentations=active, **named)
+            found.append((chunks + block.start, speakers))
+        chunks, speakers = map(np.concatenate, zip(*found, strict=True))
+        if len(chunks) > MOST_COMPARED:
+            kept = np.linspace(0, len(chunks) - 1, MOST_COMPARED).astype(int)
+            chunks, speakers = chunks[kept], speakers[kept]
+        return embeddings[chunks, speakers], chunks, speakers
 
     return filter_embeddings
 
