@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from gpu_daemon.engine.speaker_models import SpeakerModels, imported
 from gpu_daemon.errors import DeviceLost, JobCancelled, JobError
 from gpu_daemon.jobs.model import SAMPLE_RATE_HZ
 from gpu_daemon.transcript.model import SpeakerTurn
-from tests.diarizers import Waiting, conversation, known, quiet, request_of, voice
+from tests.diarizers import LIMIT_S, Waiting, conversation, known, quiet, request_of, voice
 from tests.made_pipeline import spec_of, write
 
 Turns = list[tuple[float, float, str]]
@@ -192,6 +193,29 @@ def test_with_too_little_memory_for_one_it_says_so(community: PipelineSpec, monk
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(diarize.TORCH_DEVICES, "rocm", "cpu")
+
+
+def test_what_is_dropped_under_way_is_not_gone_through(
+    community: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def held(n: int) -> None:
+        begun.set()
+        assert go.wait(LIMIT_S)
+
+    failing = Failing(held)
+    failing.take_place(monkeypatch)
+    diarizer = diarize.create("cpu", "auto")
+    dropped = Waiting(diarizer, request_of(community), np.tile(conversation(), 3))
+    assert begun.wait(LIMIT_S)
+    diarizer.drop(dropped.diarization)
+    following = Waiting(diarizer, request_of(community), quiet(1))
+    go.set()
+    assert following.result().turns == ()
+    assert len(failing.sizes) <= 3, "of eleven batches"
+    assert dropped.times_done == 0
+    assert dropped.diarization.fraction < 1
 
 
 MIOPEN = RuntimeError("miopenStatusUnknownError")

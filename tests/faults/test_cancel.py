@@ -51,7 +51,7 @@ async def cancel(daemon: RunningDaemon, job_id: str) -> tuple[int, str]:
     return response.status_code, body["status"] if response.is_success else body["error"]["code"]
 
 
-@pytest.mark.parametrize("stage", ["queued", "preparing", "loading", "transcribing"])
+@pytest.mark.parametrize("stage", ["queued", "preparing", "loading", "transcribing", "diarizing"])
 async def test_at_each_state_and_twice(
     tmp_path: Path, database: ConnectionParameters, receiver: Receiver, audio: Path, stage: str
 ) -> None:
@@ -62,10 +62,14 @@ async def test_at_each_state_and_twice(
         settings["PATH"] = slow_ffmpeg(tmp_path / "bin", go)
     if stage == "loading":
         settings["FAKE_LOAD_UNTIL"] = str(go)
+    asked = {"initial_prompt": f"fake:until={go}"}
+    if stage == "diarizing":
+        settings["FAKE_DIARIZER"] = f"slow={go}"
+        asked = {"diarize": "true"}
     async with running_daemon(tmp_path, database, **settings) as daemon:
         await watch(database)
         await daemon.line("runner.ready")
-        held = await daemon.submit(audio, initial_prompt=f"fake:until={go}", callback_url=receiver.url)
+        held = await daemon.submit(audio, callback_url=receiver.url, **asked)
         await reach(daemon, held["job_id"], "transcribing" if stage == "queued" else stage)
         queued = await daemon.submit(audio, callback_url=receiver.url)
         victim = (queued if stage == "queued" else held)["job_id"]
