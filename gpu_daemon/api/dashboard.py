@@ -120,7 +120,7 @@ async def _introduced(socket: WebSocket) -> str:
     if message.get("type") != "key" or not isinstance(key, str):
         raise _Misspoken(NO_KEY, 'the first message must be {"type": "key", "key": "..."}')
     try:
-        return client_of_keys(context_of(socket).settings, [key.encode()])
+        return client_of_keys(context_of(socket).settings, [key.encode(errors="surrogatepass")])
     except Unauthorized as error:
         raise _Misspoken(NO_KEY, error.message) from None
 

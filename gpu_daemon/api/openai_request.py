@@ -165,14 +165,14 @@ def _asks_for_vad(given: Given) -> bool:
     if said is not None:
         try:
             parts = json.loads(said)
-        except ValueError:
+        except (ValueError, RecursionError):
             parts = {}
     if not isinstance(parts, dict) or parts.get("type") != "server_vad":
         raise InvalidRequest(f'{CHUNKING} is auto, or an object of the type "server_vad"', param=CHUNKING)
     for name, most in VAD_NUMBERS.items():
         try:
             fits = 0 <= float(parts.get(name, 0)) <= most
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
             raise InvalidRequest(f"{CHUNKING}: {name} is a number from 0 to {most:g}", param=CHUNKING)

@@ -211,6 +211,8 @@ async def test_who_may_watch(
 
         async with watching(served) as silent, watching(served, "nobody") as wrong, watching(served, "") as empty:
             assert [await closed(each) for each in (silent, wrong, empty)] == [4401] * 3
+        async with watching(served, "half a pair: \ud800") as no_text:
+            assert await closed(no_text) == 4401
         for nonsense, code in (("{", 4400), ("[]", 4400), ('{"type": "?"}', 4400), (b"{}", 4400), ("x" * 70_000, 1009)):
             async with watching(served, ANNA, origin=here) as connection:
                 assert (await message(connection))["type"] == "snapshot"

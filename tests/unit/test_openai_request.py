@@ -94,6 +94,8 @@ def test_what_is_wanted() -> None:
     [
         {"chunking_strategy": ["{"]},
         {"chunking_strategy": ["[]"]},
+        {"chunking_strategy": ["[" * 60_000]},
+        {"chunking_strategy": ['{"type": "server_vad", "threshold": %s}' % ("9" * 400)]},
         {"chunking_strategy[type]": ["other"]},
         SERVER_VAD | {"chunking_strategy[silence_duration_ms]": ["-1"]},
         SERVER_VAD | {"chunking_strategy[threshold]": ["nan"]},
