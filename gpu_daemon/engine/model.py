@@ -33,9 +33,9 @@ class Memory:
     def empty(cls, dims: ModelDimensions, n_windows: int, group: int, dtype: torch.dtype, device: torch.device) -> Self:
         head = dims.n_text_state // dims.n_text_head
         shape = (dims.n_text_layer, 2, n_windows, dims.n_text_head)
+        # Not empty: a masked position must not be a NaN, which no mask takes away, nor make one in a row of nobody's.
         return cls(
-            cross=torch.empty(*shape, dims.n_audio_ctx, head, dtype=dtype, device=device),
-            # Not empty: a masked position must not be a NaN, which no mask takes away.
+            cross=torch.zeros(*shape, dims.n_audio_ctx, head, dtype=dtype, device=device),
             past=torch.zeros(
                 *shape[:2], n_windows * group, shape[3], dims.n_text_ctx, head, dtype=dtype, device=device
             ),
@@ -44,19 +44,22 @@ class Memory:
 
     def resized(self, n_windows: int) -> "Memory":
         """With room for more windows; what is known of the first ones stays."""
-        cross = self.cross.new_empty(*self.cross.shape[:2], n_windows, *self.cross.shape[3:])
+        cross = self.cross.new_zeros(*self.cross.shape[:2], n_windows, *self.cross.shape[3:])
         past = self.past.new_zeros(*self.past.shape[:2], n_windows * self.group, *self.past.shape[3:])
         cross[:, :, : self.cross.shape[2]] = self.cross
         past[:, :, : self.past.shape[2]] = self.past
         return Memory(cross, past, self.group)
 
     def keep(self, layer: int, windows: Tensor, *, past: tuple[Tensor, Tensor], cross: tuple[Tensor, Tensor]) -> None:
-        """`windows`: int64[n]; `past`: two of [n, h, t, d / h]; `cross`: two of [n, h, 1500, d / h]."""
+        """`windows`: int64[n]; `past`: two of [n, h, t, d / h]; `cross`: two of [n, h, 1500, d / h].
+
+        Nothing is left of who was there before: it may have been a NaN.
+        """
         for which in (0, 1):
             self.cross[layer, which, windows] = cross[which]
             for hypothesis in range(self.group):
                 rows = windows * self.group + hypothesis
-                self.past[layer, which, rows, :, : past[which].shape[2]] = past[which]
+                self.past[layer, which, rows] = F.pad(past[which], (0, 0, 0, self.past.shape[4] - past[which].shape[2]))
 
     def move(self, source: int, target: int) -> None:
         """What is known of one window to the place of another."""

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
+from gpu_daemon.engine.beams import Hypothesis
+
 MAX_FIRST_STAMP = 50
 """A window's first segment begins within 1 s: steps of 20 ms."""
 NONE = -1
@@ -34,7 +36,8 @@ class Rows:
         """The last token is a timestamp."""
         self.after_stamp = empty(torch.bool)
         """The last but one is, or there is none."""
-        self.done = empty(torch.bool)
+        self.done = empty(torch.bool).fill_(True)
+        """So is a row that nobody has: it may be computed with the others, and stays as it is."""
         self.sum_logprob = empty(torch.float32)
         self.temperature = empty(torch.float32)
         self.seed = empty(torch.int64)
@@ -43,6 +46,7 @@ class Rows:
         rows = Rows(0, 0, self.done.device)
         for name, tensor in vars(self).items():
             setattr(rows, name, resized(tensor, n_rows))
+        rows.done[len(self.done) :].fill_(True)
         return rows
 
     def start(self, rows: slice, prompts: Tensor, about: Tensor) -> None:
@@ -74,6 +78,22 @@ class Rows:
         self.in_stamp[at] = is_stamp
         self.length[at] = length = torch.where(done, length, length + 1)
         self.done[at] = done | (tokens == eot) | (length >= self.limit[at])
+
+    def said(self, at: Tensor) -> Tensor:
+        """`at`: int64[n]. Their tokens, log-probabilities, length and sum, which a float64 holds exactly: float64[n,
+        2 * (n_text_ctx + 2) + 2], one tensor, as each has a way of its own to the host."""
+        columns = (self.tokens[at], self.logprobs[at], self.length[at, None], self.sum_logprob[at, None])
+        return torch.cat([column.double() for column in columns], dim=1)
+
+
+def hypothesis(said: Tensor, begin: int, *, logprobs: bool) -> Hypothesis:
+    """Of a row of `Rows.said`, on the host; `begin`: the length of its prompt."""
+    width, end = (len(said) - 2) // 2, int(said[-2].item())
+    return Hypothesis(
+        tokens=said[begin:end].long().tolist(),
+        sum_logprob=said[-1].item(),
+        logprobs=said[width + begin : width + end].tolist() if logprobs else [],
+    )
 
 
 class Rules:

@@ -19,6 +19,7 @@ from gpu_daemon.engine.align import Text, attend, word_timings
 from gpu_daemon.engine.batch import Batch
 from gpu_daemon.engine.checkpoint import WhisperModel
 from gpu_daemon.engine.faults import is_sticky
+from gpu_daemon.engine.graphs import Recorder
 from gpu_daemon.engine.listen import Align, Decode, Question
 from gpu_daemon.engine.sequence import Sequence
 from gpu_daemon.engine.spoken import SpokenWord
@@ -63,12 +64,15 @@ class _Encoding:
 
 
 class Scheduler:
-    def __init__(self, model: WhisperModel, limits: Limits, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, model: WhisperModel, limits: Limits, threads: ThreadPoolExecutor, recorder: Recorder | None = None
+    ) -> None:
         self.model = model
         self.encoded_windows = 0
         self.transcriptions: list[WhisperTranscription] = []
         self._limits = limits
         self._threads = threads
+        self._recorder = recorder
         self._paused: deque[Asker] = deque()
         self._recognising: deque[tuple[Asker, Recognise]] = deque()
         self._waiting: deque[tuple[Asker, Decode]] = deque()
@@ -265,7 +269,7 @@ class Scheduler:
         self._decoding |= sequences
         batch = self._batches.get(kind)
         if batch is None:
-            batch = self._batches[kind] = Batch(self.model, group=kind[0], beams=kind[1])
+            batch = self._batches[kind] = Batch(self.model, group=kind[0], beams=kind[1], recorder=self._recorder)
         batch.make_room(len(sequences), at_most=self._capacity(kind))
         batch.admit(list(sequences))
 
@@ -285,10 +289,11 @@ class Scheduler:
                 batch.step()
                 done = batch.take_done()
             if not batch.sequences and kind != GREEDY:
-                del self._batches[kind]
+                self._batches.pop(kind, None)
             for sequence in done:
-                asker, _ = self._decoding.pop(sequence)
-                self._answer(asker, sequence.decoded)
+                if sequence in self._decoding:  # nor has its file been dropped since
+                    asker, _ = self._decoding.pop(sequence)
+                    self._answer(asker, sequence.decoded)
 
     def _align(self) -> None:
         together = list(self._aligning)[: self._limits.encoded]

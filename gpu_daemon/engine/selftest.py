@@ -5,11 +5,13 @@ A known sentence goes the way of every job, before there is one, and must come o
 
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from gpu_daemon.engine.base import Engine, ModelSpec
+from gpu_daemon.engine.graphs import Recorder
 from gpu_daemon.errors import JobError, NotANumber, StartupError
 from gpu_daemon.jobs.model import JobOptions
 from gpu_daemon.transcript.model import Transcript
@@ -38,6 +40,22 @@ def check(engine: Engine) -> None:
     plain_attention()
     if (wrong := _wrong(engine)) is not None:
         raise StartupError(f"{engine.device_name} computes wrongly and is not used: {wrong}")
+
+
+class Recording(Engine, Protocol):
+    recorder: Recorder | None
+
+
+def check_graphs(engine: Recording) -> None:
+    """Falls back on steps that are launched kernel by kernel. After `check`. Raises StartupError."""
+    if engine.recorder is None:
+        return
+    after, engine.recorder.after = engine.recorder.after, 0
+    wrong = _wrong(engine)
+    engine.recorder.after = after
+    if wrong is not None:
+        sys.stderr.write(f"the self-test failed with recorded steps, which are not used: {wrong}\n")
+        engine.recorder = None
 
 
 def plain_attention() -> None:

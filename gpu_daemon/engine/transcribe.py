@@ -13,6 +13,7 @@ from gpu_daemon.engine.base import LoadedModel, ModelSpec, Progress, Samples, Tr
 from gpu_daemon.engine.cache import MIB, ModelCache
 from gpu_daemon.engine.checkpoint import Checkpoint
 from gpu_daemon.engine.faults import guarded
+from gpu_daemon.engine.graphs import CudaGraphs, Recorder
 from gpu_daemon.engine.scheduler import Limits, Scheduler
 from gpu_daemon.engine.transcription import WhisperTranscription, check
 from gpu_daemon.engine.vad import VoiceDetector, plan
@@ -33,6 +34,7 @@ def create(device: str, vram_reserve_mb: int) -> "WhisperEngine":
     torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     engine = WhisperEngine(torch.device("cpu" if device == "cpu" else "cuda:0"), vram_reserve_mb=vram_reserve_mb)
     selftest.check(engine)
+    selftest.check_graphs(engine)
     return engine
 
 
@@ -41,6 +43,8 @@ class WhisperEngine:
 
     def __init__(self, device: torch.device, *, vram_reserve_mb: int, max_rows: int | None = None) -> None:
         """`max_rows`: windows decoded at once, at most."""
+        self.recorder: Recorder | None = None if device.type == "cpu" else CudaGraphs()
+        """Of the steps of models that are loaded from now on."""
         self._device = device
         self._dtype = torch.float32 if device.type == "cpu" else torch.float16
         self._max_rows, self._max_encoded = CPU_LIMITS if device.type == "cpu" else GPU_LIMITS
@@ -70,7 +74,7 @@ class WhisperEngine:
         self._models.make_room(spec, size_bytes)
         model = guarded(lambda: checkpoint.build(self._device, self._dtype, progress), self._release_idle)
         limits = self._limits.setdefault(spec.sha256, Limits(self._max_rows, self._max_encoded))
-        self._models.put(spec, Scheduler(model, limits, self._threads), size_bytes)
+        self._models.put(spec, Scheduler(model, limits, self._threads, self.recorder), size_bytes)
 
     def begin(self, spec: ModelSpec, audio: Samples, options: JobOptions) -> WhisperTranscription:
         scheduler = self._models.get(spec)

@@ -187,6 +187,27 @@ def test_an_error_in_one_file_is_its_own(engine: WhisperEngine, monkeypatch: pyt
     assert_same(good.result(), expected)
 
 
+def test_an_error_after_one_of_two_windows_that_ended_together(
+    engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = transcribed(engine, demo(), speech(), options())
+    cut = Listener._cut
+
+    def broken(listener: Listener, *given: object) -> object:
+        if listener._n_frames > 3000:
+            raise ValueError("a bug")
+        return cut(listener, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Listener, "_cut", broken)
+    bad = engine.begin(demo(), spoken_at(0, 40), options(mode="fast", language="en"))
+    good = engine.begin(demo(), speech(), options())
+    while not (bad.ended and good.ended):
+        engine.step()
+    with pytest.raises(ValueError, match="a bug"):
+        bad.result()
+    assert_same(good.result(), expected)
+
+
 def test_an_error_that_sticks_is_nobodys_own(engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

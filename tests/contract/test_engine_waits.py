@@ -1,5 +1,5 @@
-"""A step asks nothing of the device, and admission a fixed number of times: held here without one, on tensors that have
-shapes and a device but no numbers. Whoever asks such a tensor for a number gets an error."""
+"""Neither a step nor admission asks anything of the device: held here without one, on tensors that have shapes and a
+device but no numbers. Whoever asks such a tensor for a number gets an error."""
 
 from typing import Any
 
@@ -18,6 +18,7 @@ from gpu_daemon.engine.sequence import Sequence
 from gpu_daemon.engine.transcribe import WhisperEngine
 from gpu_daemon.jobs.model import JobOptions
 from tests.runners import demo, speech
+from tests.traced import Traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # whisper's vocabularies
 GPU = torch.device("cuda")
@@ -26,7 +27,9 @@ DIMENSIONS = ModelDimensions(
     n_vocab=51865, n_text_ctx=448, n_text_state=12, n_text_head=2, n_text_layer=2,
 )  # fmt: skip
 ADMISSION = 3
-"""Prompts, where the scores are looked at, and what is known of each row."""
+"""Prompts, where the scores are looked at, and what is known of each row: to the device, from pinned memory."""
+ENDING = 2
+"""Which rows, and which windows."""
 
 
 class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is half typed
@@ -44,14 +47,19 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is ha
         return result
 
 
-class NoFlags:
-    """Which rows are done is what the host is told, by an event that it need not wait for: not on such tensors."""
+class Unsent:
+    """A Copy: what the host is told it need not wait for, but not by such tensors."""
 
-    def __init__(self, device: torch.device) -> None:
-        pass
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.of = tensor
 
-    def write(self, done: torch.Tensor) -> None:
-        pass
+    def read(self) -> Any:
+        raise AssertionError("too early")
+
+
+def pinned(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`sent`, from memory that here is none that the device reaches by itself."""
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 def model() -> WhisperModel:
@@ -69,19 +77,44 @@ def sequences(n: int, temperature: float) -> list[Sequence]:
     ]
 
 
+@pytest.mark.parametrize("recorder", [None, Traced()], ids=["launched", "replayed"])
 @pytest.mark.parametrize(("group", "temperature"), [(1, 0.0), (1, 0.6), (5, 0.6)])
-def test_a_step_asks_nothing_of_the_device(group: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "_Flags", NoFlags)
+def test_a_step_asks_nothing_of_the_device(
+    group: int, temperature: float, recorder: Traced | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "Copy", Unsent)
+    monkeypatch.setattr(batch, "sent", pinned)
     with FakeTensorMode(), torch.inference_mode():
-        decoding = Batch(model(), group=group, beams=False)
+        decoding = Batch(model(), group=group, beams=False, recorder=recorder)
         decoding.make_room(8, at_most=8)
         for n in (2, 6):
             with Copies() as admission:
                 decoding.admit(sequences(n, temperature))
             assert len(admission.made) <= ADMISSION
-        with Copies() as step:
-            decoding.step()
-        assert step.made == []
+        for _ in range(3):
+            with Copies() as step:
+                decoding.step()
+            assert step.made == []
+
+
+def test_what_was_said_is_asked_of_the_device_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have ended, and nobody waits for it: the next step is launched before it is read."""
+    monkeypatch.setattr(batch, "Copy", Unsent)
+    monkeypatch.setattr(batch, "sent", pinned)
+    with FakeTensorMode(), torch.inference_mode():
+        decoding = Batch(model(), group=2, beams=False)
+        decoding.make_room(8, at_most=8)
+        decoding.admit(sequences(8, 0.6))
+        ended = decoding.sequences[2:6]
+        monkeypatch.setattr(Batch, "_known_done", lambda _: ended)
+        with Copies() as asked:
+            assert decoding.take_done() == []
+        assert len(asked.made) <= ENDING
+        assert len(decoding.sequences) == 4
+        (ending,) = decoding._endings
+        assert isinstance(ending.said, Unsent)
+        assert ending.said.of.shape == (8, 2 * (DIMENSIONS.n_text_ctx + 2) + 2)
+        decoding.step()
 
 
 def test_who_will_have_a_place_is_encoded_before_anybody_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
