@@ -30,7 +30,7 @@ class Retention:
             for job_id in await self._jobs.expired(self._settings.audio_ttl_s):
                 await remove_files(self._settings.jobs_dir, job_id)
         for job_id in await self._jobs.expired(self._settings.result_ttl_s):
-            if await self._jobs.delete(job_id):
+            if await self._jobs.delete(job_id, unless_owing=True):  # it may have been asked for again meanwhile
                 reach(FaultPoint.EXPIRED)
                 await remove_files(self._settings.jobs_dir, job_id)
                 log.info("job.expired", job_id=job_id)

@@ -69,6 +69,7 @@ SAME_ID = """
 """Never committed. Waits for a transaction that has written a row of this id and has not ended."""
 MADE = "id = $1 AND state = $2 AND ($3::uuid IS NULL OR lease_token = $3)"
 """A move to this state (under this lease) was the last that was made."""
+OWES = "EXISTS (SELECT FROM callbacks WHERE job_id = jobs.id AND callbacks.state = 'pending')"
 SAME_REQUEST = timedelta(minutes=1)
 """A client that sends a request again may mean a job that ended so long ago."""
 DOUBT_TIMEOUT_S = 5.0
@@ -430,20 +431,22 @@ class JobStore:
             text: str | None = await db.fetchval("SELECT result FROM jobs WHERE id = $1", key)
         return text
 
-    async def delete(self, job_id: JobId) -> bool:
-        """Only a job that has ended."""
+    async def delete(self, job_id: JobId, *, unless_owing: bool = False) -> bool:
+        """Only a job that has ended. `unless_owing`: and that owes no callback; otherwise that goes with it."""
         if (key := key_of(job_id)) is None:
             return False
         return await self._write(
-            "DELETE FROM jobs WHERE id = $1 AND state = ANY ($2)", key, [state.value for state in TERMINAL]
+            f"DELETE FROM jobs WHERE id = $1 AND state = ANY ($2) AND NOT ($3 AND {OWES})",
+            key,
+            [state.value for state in TERMINAL],
+            unless_owing,
         )
 
     async def expired(self, ttl_s: int) -> list[JobId]:
         """Ended longer ago, and no callback owed any more."""
         async with connection(self._pool) as db:
             rows = await db.fetch(
-                """SELECT id FROM jobs WHERE finished_at < now() - make_interval(secs => $1)
-                   AND NOT EXISTS (SELECT FROM callbacks WHERE job_id = jobs.id AND callbacks.state = 'pending')""",
+                f"SELECT id FROM jobs WHERE finished_at < now() - make_interval(secs => $1) AND NOT {OWES}",
                 float(ttl_s),
             )
         return [JobId(str(row["id"])) for row in rows]

@@ -522,6 +522,17 @@ async def test_what_was_decided_once_stays(jobs: JobStore, callbacks: CallbackSt
     assert not await callbacks.redeliver(waiting.id)
 
 
+async def test_what_an_operator_gave_up_while_it_was_tried_stays_so(
+    jobs: JobStore, callbacks: CallbackStore, pool: Pool
+) -> None:
+    job_id = await ended(jobs, "http://one.example/")
+    delivery = await only_due(callbacks)
+    await pool.execute("UPDATE callbacks SET state = 'dead'")
+    assert not await callbacks.retry(delivery, BAD, 0)
+    assert not await callbacks.delivered(delivery, GOOD)
+    assert ((await callback_of(callbacks, job_id)).state, await callbacks.tries(job_id)) == ("dead", [])
+
+
 async def test_a_try_is_recorded_once(jobs: JobStore, callbacks: CallbackStore) -> None:
     """As after an answer of the database that was lost: it is recorded again."""
     job_id = await ended(jobs, "http://one.example/")

@@ -490,6 +490,10 @@ async def test_expired(store: JobStore, pool: Pool) -> None:
     assert await callbacks.delivered(delivery, Try(at=clock.now(), duration_s=0.1, status=200, error=None))
     assert sorted(await store.expired(100)) == sorted([plain.job_id, told.job_id])
     assert await store.expired(1000) == []
+    assert await callbacks.redeliver(told.job_id)
+    assert not await store.delete(told.job_id, unless_owing=True)
+    assert not await store.delete(running.job_id, unless_owing=True)
+    assert await store.delete(plain.job_id, unless_owing=True)
     assert running.job_id not in await store.expired(0)
 
 
