@@ -21,10 +21,9 @@ run: $(RUN_STAMP) ## start the daemon; its settings come from the environment an
 	@deploy/system-packages.sh --optional ffmpeg
 	@$(PY) run.py
 
-test: $(DEV_STAMP) check ## everything that CI runs: format, lint, types, imports, tests
-	@deploy/system-packages.sh ffmpeg espeak-ng curl
-	@deploy/system-packages.sh --optional chromium
-	@deploy/javascript.sh
+test: $(DEV_STAMP) ## everything that CI runs: format, lint, types, imports, tests
+	@{ deploy/system-packages.sh ffmpeg espeak-ng curl && deploy/system-packages.sh --optional chromium && deploy/javascript.sh; } & \
+	programs=$$!; $(MAKE) --no-print-directory check; checked=$$?; wait $$programs && exit $$checked
 	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: $(DEV_STAMP) ## the part of `test` that only reads the code

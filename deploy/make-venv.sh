@@ -40,7 +40,7 @@ if ! .venv/bin/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] !=
 fi
 
 begun=$(date +%s)
-pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --quiet --no-input"
+pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --quiet --no-input --no-compile"
 if [ "$what" = tools ]; then
     echo "Installing the tools of requirements-dev.txt …"
     grep -v '^-r ' requirements-dev.txt >.venv/tools.txt
@@ -53,4 +53,6 @@ else
         $pip --no-deps "$(grep '^openai-whisper==' requirements-cuda.txt)"
     fi
 fi
+# pip would compile them one after the other. Some are templates, and not Python: nobody imports them.
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 echo "They are in place after $(($(date +%s) - begun)) s."
