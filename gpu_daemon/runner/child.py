@@ -125,8 +125,10 @@ def _die_before_others() -> None:
 
 def _create_engine(launch: Launch) -> Engine:
     """`GPU_DAEMON_ENGINE` is a name of ENGINES or, in tests, `module:factory`."""
+    gc.disable()
     create = cast(Callable[[str, int], Engine], _factory("GPU_DAEMON_ENGINE", "whisper", ENGINES))
     gc.freeze()  # what has been imported stays: looking through it takes a third of a second each time
+    gc.enable()
     return create(launch.device, launch.vram_reserve_mb)
 
 
