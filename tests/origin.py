@@ -76,11 +76,11 @@ class Origin:
         """For the next requests, one each."""
         self._plan.extend(replies)
 
-    async def requested(self, count: int, timeout_s: float = 10) -> None:
+    async def requested(self, count: int, timeout_s: float = 20) -> None:
         async with asyncio.timeout(timeout_s), self._arrived:
             await self._arrived.wait_for(lambda: len(self.ranges) >= count)
 
-    async def held(self, timeout_s: float = 10) -> None:
+    async def held(self, timeout_s: float = 20) -> None:
         """Returns when a reply has come to its `hold_after`."""
         async with asyncio.timeout(timeout_s):
             await self._held.wait()

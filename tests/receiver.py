@@ -84,7 +84,7 @@ class Receiver:
         """Answers that are held go out."""
         self._released.set()
 
-    async def wait_for(self, count: int, timeout_s: float = 10) -> list[Received]:
+    async def wait_for(self, count: int, timeout_s: float = 20) -> list[Received]:
         """The requests so far, once there are `count`."""
         async with asyncio.timeout(timeout_s), self._arrived:
             await self._arrived.wait_for(lambda: len(self.requests) >= count)

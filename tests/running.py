@@ -118,7 +118,7 @@ class RunningDaemon:
         async with self._new_line:
             self._new_line.notify_all()
 
-    async def line(self, event: str, timeout_s: float = 30, *, nth: int = 1, **fields: Any) -> dict[str, Any]:
+    async def line(self, event: str, timeout_s: float = 60, *, nth: int = 1, **fields: Any) -> dict[str, Any]:
         """The `nth` log line of this event with these fields, waiting for it."""
 
         def found() -> list[dict[str, Any]]:
@@ -285,7 +285,7 @@ def users(directory: Path) -> dict[int, str]:
     return found
 
 
-async def unused(directory: Path, timeout_s: float = 20) -> None:
+async def unused(directory: Path, timeout_s: float = 60) -> None:
     """Once no process uses `directory` any more. Processes that are not ours give no signal when they end."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -64,7 +64,7 @@ class ServedDaemon:
         assert response.status_code == 200, response.text
         return response.json()
 
-    async def until(self, job_id: str, fits: Callable[[dict[str, Any]], bool], timeout_s: float = 20) -> dict[str, Any]:
+    async def until(self, job_id: str, fits: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
         async with asyncio.timeout(timeout_s):
             while not fits(job := await self.json(f"/jobs/{job_id}")):
                 await asyncio.sleep(POLL_S)

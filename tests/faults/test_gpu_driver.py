@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from gpu_daemon.clock import monotonic
 from gpu_daemon.errors import StartupError
 from gpu_daemon.gpu import telemetry as module
 from gpu_daemon.gpu.detect import Device, Machine, detect
@@ -37,16 +36,14 @@ async def test_detection_says_that_the_driver_hangs(tmp_path: Path, stuck: threa
 
 async def test_cpus_are_had_without_asking_the_driver(tmp_path: Path, stuck: threading.Event) -> None:
     machine = Machine(nvml=FakeNvml(opening_hangs=stuck), root=tmp_path, masks={}, driver_timeout_s=60)
-    assert [found.kind for found in await asyncio.wait_for(detect(("cpu",), machine), 1)] == ["cpu"]
+    assert [found.kind for found in await asyncio.wait_for(detect(("cpu",), machine), 20)] == ["cpu"]
 
 
 async def test_the_loop_runs_on_while_the_driver_hangs(tmp_path: Path, stuck: threading.Event) -> None:
     machine = Machine(nvml=FakeNvml(opening_hangs=stuck), root=tmp_path, masks={}, driver_timeout_s=60)
     detecting = asyncio.create_task(detect(("cuda:0",), machine))
     for _ in range(20):
-        began = monotonic()
-        await asyncio.sleep(0)
-        assert monotonic() - began < 0.5
+        await asyncio.sleep(0)  # on this thread the call would never come back
     assert not detecting.done()
     stuck.set()
     with pytest.raises(StartupError, match="no GPU"):
@@ -113,7 +110,9 @@ async def test_readings_by_worker(gpus: MadeGpus, tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
-async def test_a_gpu_whose_driver_hangs_silences_no_other(gpus: MadeGpus, tmp_path: Path) -> None:
+async def test_a_gpu_whose_driver_hangs_silences_no_other(
+    gpus: MadeGpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     telemetry = watched(gpus, tmp_path, stale_s=0.5)
     await telemetry.start()
     await until(lambda: all(reading.util_percent for reading in telemetry.latest().values()))
@@ -123,11 +122,11 @@ async def test_a_gpu_whose_driver_hangs_silences_no_other(gpus: MadeGpus, tmp_pa
     await until(lambda: telemetry.latest()[2].util_percent == 7.0)
     assert telemetry.latest()[0].vram_used_mb is None
     assert "has not answered" in str(telemetry.latest()[0].reason)
-    began = monotonic()
-    for _ in range(20):
-        async with UsageSampler(telemetry, 0) as usage:
-            pass
-    assert monotonic() - began < 1, "no job waits for it"
+    monkeypatch.setattr(module, "ANSWER_S", 60.0)
+    async with asyncio.timeout(20):  # no job waits for it
+        for _ in range(20):
+            async with UsageSampler(telemetry, 0) as usage:
+                pass
     summary = usage.summary()
     assert summary is not None
     assert summary["util_avg_percent"] is None
@@ -136,7 +135,7 @@ async def test_a_gpu_whose_driver_hangs_silences_no_other(gpus: MadeGpus, tmp_pa
     gpus.hang(0)
     gpus.hang(1)
     await until(lambda: all(reading.reason for reading in telemetry.latest().values()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await telemetry.stop()
 
 

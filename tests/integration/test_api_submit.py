@@ -313,8 +313,9 @@ async def test_too_large_a_content_length_is_refused_before_the_body(served: Ser
         b"POST /transcribe HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
     )
-    answer = await asyncio.wait_for(reader.read(), 5)  # to the end: the connection is closed, not drained
+    answer = await asyncio.wait_for(reader.read(), 20)  # to the end: the connection is closed, not drained
     assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
     assert b"100 Continue" not in answer
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["code"] == "too_large"
     writer.close()
@@ -329,7 +330,7 @@ async def test_a_wrong_field_before_the_file_is_told_before_the_file_has_come(se
         b'--b\r\nContent-Disposition: form-data; name="task"\r\n\r\nsing\r\n'
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     )
-    answer = await asyncio.wait_for(reader.readuntil(b"}}"), 3)
+    answer = await asyncio.wait_for(reader.readuntil(b"}}"), 20)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"param":"task"' in answer
     writer.close()
@@ -352,10 +353,10 @@ async def test_a_body_without_end_is_cut_off_at_the_limit(served: ServedDaemon) 
                 await writer.drain()
 
     sending = asyncio.create_task(send_on())
-    answer = await asyncio.wait_for(reader.readuntil(b"}}"), 3)
+    answer = await asyncio.wait_for(reader.readuntil(b"}}"), 20)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer.lower()
-    await asyncio.wait_for(sending, 15)
+    await asyncio.wait_for(sending, 20)
     await nothing_left(served)
 
 
@@ -370,7 +371,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(served: ServedDaemon) -> No
     await writer.drain()
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while served.directories():
             await asyncio.sleep(0.02)
     await nothing_left(served)
@@ -423,7 +424,7 @@ async def test_too_many_submissions_in_a_minute_are_refused_before_the_body(
         reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
         head = f"POST /transcribe HTTP/1.1\r\nHost: x\r\nX-API-Key: {keys[0]}\r\nContent-Length: 1000000\r\n\r\n"
         writer.write(head.encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert (await reader.readline()).startswith(b"HTTP/1.1 429")
         writer.close()
         served.client.headers["X-API-Key"] = keys[1]

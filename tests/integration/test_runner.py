@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -135,11 +134,10 @@ async def test_a_cancel_takes_effect_at_once_and_the_child_stays(runner: Runner,
     long = write(tmp_path / "audio.s16", spoken_at(*range(0, 600, 4)))
     pid = runner.pid
     job = await started(runner, run_of(long))
-    began = time.monotonic()
-    await runner.cancel(JobId("job-1"))
+    async with asyncio.timeout(LIMIT_S):
+        await runner.cancel(JobId("job-1"), grace_s=2 * LIMIT_S)
     with pytest.raises(JobCancelled):
         await job
-    assert time.monotonic() - began < 2
     assert runner.pid == pid
     short = write(tmp_path / "short.s16", spoken_at(0))
     assert (await hear(runner, short)).text == SENTENCE

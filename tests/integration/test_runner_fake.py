@@ -100,7 +100,7 @@ async def test_progress_grows_and_beats_while_the_engine_moves(runner: Runner, r
 async def test_a_cancel_is_obeyed_and_the_child_goes_on(runner: Runner, request_for: Request) -> None:
     pid = runner.pid
     job = await started(runner, request_for("fake:sleep=60"))
-    await runner.cancel(JobId("job-1"))
+    await runner.cancel(JobId("job-1"), grace_s=LIMIT_S)
     with pytest.raises(JobCancelled):
         await job
     assert runner.pid == pid
@@ -115,7 +115,7 @@ async def test_a_child_that_ignores_a_cancel_is_killed(runner: Runner, request_f
     if how == "is stopped":
         os.kill(pid, signal.SIGSTOP)
     await until(lambda: runner.is_still(0.6))  # before it hangs it may still obey
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await runner.cancel(JobId("job-1"), grace_s=0.3)
     with pytest.raises(JobCancelled):
         await job
@@ -190,7 +190,7 @@ async def test_a_job_that_kills_its_first_runner_is_done_by_the_second(
 
 async def test_a_stop_in_the_middle_of_a_job_loses_the_job_only(runner: Runner, request_for: Request) -> None:
     job = await started(runner, request_for("fake:hang"))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LIMIT_S):
         await runner.stop()
     with pytest.raises(RunnerCrashed, match="ended with exit status 0"):
         await job
