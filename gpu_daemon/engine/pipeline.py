@@ -72,6 +72,7 @@ class Hearing:
         self._transcribed_s: float | None = None
         self._diarization: Diarization | None = None
         self._diarized_s: float | None = None
+        self._late: JobError | None = None
         self.is_empty = len(self._pcm) <= request.skip_samples
         """Nothing is left to hear: it needs no model, and has ended."""
         self.transcribes = not self.is_empty and request.options.task is not Task.DIARIZE
@@ -104,6 +105,12 @@ class Hearing:
                 self._engine.drop(channel.transcription)
         self._channels.clear()
 
+    def conclude(self, why: JobError) -> None:
+        """Who speaks is not waited for any more: it is as good as failed."""
+        if self._diarization is not None and not self._diarization.ended:
+            self._diarizer.drop(self._diarization)
+            self._late = why
+
     def progress(self) -> tuple[Stage, float]:
         """Where it is, and the fraction of that stage."""
         if self._is_transcribed and self._transcribed_s is None:
@@ -120,7 +127,11 @@ class Hearing:
 
     @property
     def ended(self) -> bool:
-        return self.is_empty or (self._is_transcribed and (self._diarization is None or self._diarization.ended))
+        return self.is_empty or (self._is_transcribed and self._is_diarized)
+
+    @property
+    def _is_diarized(self) -> bool:
+        return self._diarization is None or self._diarization.ended or self._late is not None
 
     @property
     def _is_transcribed(self) -> bool:
@@ -182,6 +193,8 @@ class Hearing:
         if self._diarization is None:  # nothing is to be heard, of nobody
             return None, model.Diarization(model=name)
         try:
+            if self._late is not None:
+                raise self._late
             spoken = self._diarization.result()
         except (DeviceLost, JobCancelled):
             raise

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import assert_never, cast
 
 from gpu_daemon.engine.base import Diarizer, Engine
-from gpu_daemon.errors import StartupError
+from gpu_daemon.errors import JobError, StartupError
 from gpu_daemon.runner.jobs import JobThread
 from gpu_daemon.runner.protocol import (
     HEADER,
     Cancel,
+    Conclude,
     FromRunner,
     Hello,
     Launch,
@@ -97,6 +98,8 @@ def main() -> None:
                 jobs.submit(message)
             case Cancel():
                 jobs.cancel(message.job_id)
+            case Conclude():
+                jobs.conclude(message.job_id, JobError(message.message, code=message.code))
             case Ping():
                 channel.send(Pong(number=message.number))
             case Stop():

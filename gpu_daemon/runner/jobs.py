@@ -43,6 +43,8 @@ class _Job:
         self.id = run.job_id
         self.run = run
         self.cancelled = threading.Event()
+        self.late: JobError | None = None
+        """Why who speaks is not waited for."""
         self.answered = False
         self.hearing: Hearing | None = None
         self._send = send
@@ -102,7 +104,9 @@ class JobThread(threading.Thread):
         self._diarizer = diarizer
         self._send = send
         self._model_idle_s = model_idle_s
-        self._messages: queue.SimpleQueue[_Job | Unload | None] = queue.SimpleQueue()  # None: look, something has ended
+        self._messages: queue.SimpleQueue[_Job | Unload | None] = (
+            queue.SimpleQueue()
+        )  # None: look, something has changed
         self._jobs: dict[JobId, _Job] = {}  # unanswered
         self._waiting: list[_Job] = []  # not begun yet
         self._flight: list[_Job] = []
@@ -125,6 +129,12 @@ class JobThread(threading.Thread):
         if (job := self._jobs.get(job_id)) is not None:
             job.cancelled.set()
 
+    def conclude(self, job_id: JobId, why: JobError) -> None:
+        """From any thread; nothing if the job is not here, or no more."""
+        if (job := self._jobs.get(job_id)) is not None:
+            job.late = why
+            self._messages.put(None)
+
     def run(self) -> None:
         try:
             while True:
@@ -132,6 +142,7 @@ class JobThread(threading.Thread):
                 self._begin_waiting()
                 self._drop_cancelled()
                 self._step()
+                self._conclude_late()
                 self._answer_ended()
                 self._put_away()
                 self._announce()
@@ -236,6 +247,11 @@ class JobThread(threading.Thread):
         self._beats = beats
         for job in self._waiting:
             job.report_again()
+
+    def _conclude_late(self) -> None:
+        for job in self._flight:
+            if job.hearing is not None and job.late is not None and job.is_transcribed:
+                job.hearing.conclude(job.late)
 
     def _answer_ended(self) -> None:
         for job in self._flight:

@@ -21,6 +21,7 @@ from gpu_daemon.logs import log
 from gpu_daemon.runner.link import Link
 from gpu_daemon.runner.protocol import (
     Cancel,
+    Conclude,
     Done,
     Failed,
     FromRunner,
@@ -186,6 +187,11 @@ class Runner:
             running.ended.set_exception(JobCancelled("the job was cancelled"))
         elif not await link.ends_within(TERMINATE_GRACE_S, signal.SIGTERM):
             await self.kill()
+
+    def conclude(self, job_id: JobId, why: JobError) -> None:
+        """Ask the child not to wait for who speaks, once that is all that is missing; `run` then ends with the rest."""
+        if self._link is not None and job_id in self._running:
+            self._link.send(Conclude(job_id=job_id, code=why.code, message=why.message))
 
     async def unload(self, model: str | None = None) -> None:
         """Returns when it is out of memory, or the child has ended. None: every model. Behind a job that runs."""

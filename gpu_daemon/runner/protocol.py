@@ -59,6 +59,15 @@ class Cancel(Message):
     job_id: JobId
 
 
+class Conclude(Message):
+    """Who speaks is not waited for any more: the transcript is the answer, and says so."""
+
+    kind: Literal["conclude"] = "conclude"
+    job_id: JobId
+    code: str
+    message: str
+
+
 class Unload(Message):
     kind: Literal["unload"] = "unload"
     model: str | None = None
@@ -136,7 +145,7 @@ class Models(Message):
     """Bytes by model name."""
 
 
-ToRunner = Run | Cancel | Unload | Ping | Stop
+ToRunner = Run | Cancel | Conclude | Unload | Ping | Stop
 FromRunner = Hello | Pong | JobProgress | JobSegments | Done | Failed | Models
 AnyMessage = Annotated[ToRunner | FromRunner, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)

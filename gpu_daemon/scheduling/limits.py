@@ -11,6 +11,8 @@ from gpu_daemon.runner.protocol import Run
 
 LOADING_STALL_LIMIT_S = 900.0
 """Reading a large checkpoint from a slow disk is not a hang."""
+CONCLUDED_WITHIN_S = 10.0
+"""From when who speaks is no longer waited for to the transcript without it: a step of the engine, and a long file."""
 
 
 class StalledJob(JobError):
@@ -30,6 +32,8 @@ async def run_within_limits(
 ) -> Completed:
     """`runner.run`, stopped once `cancelled` is done (JobCancelled), when the job takes longer than `limit_s` in all
     (JobError `job_timeout`) or makes no progress for `stall_s` (StalledJob).
+
+    A job that is late with nothing but its speakers ends without them, if it asked for more than those.
 
     What stops is the job: see `Runner.cancel`. A runner in which nothing makes progress is killed, with all it does.
     """
@@ -58,6 +62,9 @@ async def run_within_limits(
                 return await _stopped(runner, request, run, JobCancelled("the job was cancelled"))
             if now >= deadline:
                 late = JobError(f"the job took longer than its limit of {limit_s:.0f} s", code="job_timeout")
+                if at is Stage.DIARIZING:
+                    runner.conclude(request.job_id, late)
+                    await asyncio.wait(ends, timeout=CONCLUDED_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
                 return await _stopped(runner, request, run, late)
             if now >= beat + silence_s:
                 stalled = StalledJob(f"the runner made no progress for {silence_s:.0f} s")

@@ -171,10 +171,20 @@ async def test_a_hung_runner_is_replaced(tmp_path: Path, database: ConnectionPar
 
 async def test_a_job_over_its_time_limit_fails(tmp_path: Path, database: ConnectionParameters) -> None:
     write(conversation("en", 500_016, 1), tmp_path / "one.wav", "wav")
-    async with running_daemon(tmp_path, database, **FAKE_ENGINE, JOB_TIMEOUT_S="1") as daemon:
+    settings = FAKE_ENGINE | {"JOB_TIMEOUT_S": "3", "FAKE_DIARIZER": f"slow={tmp_path / 'never'}"}
+    async with running_daemon(tmp_path, database, **settings) as daemon:
+        await daemon.line("runner.ready")
         slow = await daemon.submit(tmp_path / "one.wav", initial_prompt="fake:sleep=30")
-        job = await daemon.finished(slow["job_id"])
-        assert (job["status"], job["attempt"], job["error"]["code"]) == ("failed", 1, "job_timeout")
+        voices = await daemon.submit(tmp_path / "one.wav", task="diarize")
+        both = await daemon.submit(tmp_path / "one.wav", diarize="true")
+        for late in (slow, voices):
+            job = await daemon.finished(late["job_id"])
+            assert (job["status"], job["attempt"], job["error"]["code"]) == ("failed", 1, "job_timeout")
+        job = await daemon.finished(both["job_id"])
+        assert (job["status"], job["attempt"]) == ("completed", 1), "only its speakers were late"
+        assert job["result"]["text"]
+        assert job["result"]["diarization"]["error_code"] == "job_timeout"
+        assert len(descendants(daemon.pid)) == 1, "the runner was asked, not killed"
 
 
 @pytest.mark.parametrize("prompt", ["fake:sleep=30", "fake:hang"])
