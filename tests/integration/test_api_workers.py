@@ -92,16 +92,20 @@ async def test_a_drained_worker_finishes_its_job_and_takes_no_other(single: Serv
     assert (await single.client.get("/health/ready")).status_code == 200
 
 
-async def test_an_idle_worker_is_drained_at_once_and_the_other_goes_on(pair: ServedDaemon) -> None:
-    assert (await order(pair, 1, "drain")).state == "drained"
-    held = await running(pair, "fake:until=never")
-    waiting = await pair.submit()
-    await asyncio.sleep(0)
-    assert [jobs_of(worker) for worker in await workers(pair)] == [[held], []]
-    assert (await pair.client.get("/health/ready")).status_code == 200
-    assert (await order(pair, 1, "resume")).state in ("idle", "busy")
-    await pair.finished(waiting)
-    await pair.client.post(f"/jobs/{held}/cancel")
+async def test_an_idle_worker_is_drained_at_once_and_the_other_goes_on(
+    tmp_path: Path, database: ConnectionParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served_daemon(tmp_path, database, monkeypatch, devices=("cpu", "cpu"), jobs_per_gpu=1) as served:
+        await until(served, lambda workers: all(worker.state == "idle" for worker in workers))
+        assert (await order(served, 1, "drain")).state == "drained"
+        held = await running(served, "fake:until=never")
+        waiting = await served.submit()
+        assert [jobs_of(worker) for worker in await workers(served)] == [[held], []]
+        assert (await served.client.get("/health/ready")).status_code == 200
+        assert (await order(served, 1, "resume")).state in ("idle", "busy")
+        assert (await served.finished(waiting))["status"] == "completed"
+        assert jobs_of((await workers(served))[0]) == [held]
+        await served.client.post(f"/jobs/{held}/cancel")
 
 
 async def test_a_runner_that_dies_while_drained_is_started_by_the_resume(served: ServedDaemon) -> None:
