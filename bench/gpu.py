@@ -2,7 +2,7 @@
 
 `python -m bench.gpu check|engine|summary`. Checkpoints have openai's dimensions and weights by chance that say
 --tokens tokens in every window. What is measured goes by the clock on the wall, from samples to segments, after a
-warm-up, and twice.
+warm-up, twice with recorded steps and once without.
 """
 
 import argparse
@@ -63,13 +63,18 @@ def engine(given: argparse.Namespace) -> None:
     rates = measured(device)
     for name in given.dimensions:
         weights = weights_of(BY_NAME[name], given.tokens, device)
-        _ours(given, name, weights, device, rates)
+        for graphs in (True, False):
+            _ours(given, name, weights, device, rates, graphs=graphs)
         _theirs(given, name, weights, device)
 
 
-def _ours(given: argparse.Namespace, name: str, weights: Weights, device: torch.device, rates: Rates) -> None:
+def _ours(
+    given: argparse.Namespace, name: str, weights: Weights, device: torch.device, rates: Rates, *, graphs: bool
+) -> None:
     dimensions = BY_NAME[name]
     engine = WhisperEngine(device, vram_reserve_mb=0)
+    if not graphs:
+        engine.recorder = None
     spec = loaded(engine, name, dimensions, weights)
     for n_files in given.files:
         files = noise(n_files, given.seconds)
@@ -77,7 +82,7 @@ def _ours(given: argparse.Namespace, name: str, weights: Weights, device: torch.
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         best = Roofline(dimensions).real_time_factor(rates, min(n_files, GPU_LIMITS[0]), given.tokens)
-        for run in range(RUNS):
+        for run in range(RUNS if graphs else 1):
             with _Steps() as steps:
                 wait(device)
                 began_s = time.perf_counter()
@@ -91,6 +96,7 @@ def _ours(given: argparse.Namespace, name: str, weights: Weights, device: torch.
                 "engine",
                 model=name,
                 files=n_files,
+                graphs=graphs,
                 run=run,
                 took_s=took_s,
                 real_time_factor=factor,

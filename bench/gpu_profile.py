@@ -1,7 +1,8 @@
 """Where the time goes on a GPU: the encoder and a step of the decoder beside the roofline, and a run's kernels by time.
 
 `python -m bench.gpu_profile` (bench/gpu.sh). `network_ms` is a step without its rules, launched kernel by kernel;
-`kernel_ms` is what the GPU computes of it, `as_graph_ms` the same captured: what CUDA graphs would give at most.
+`kernel_ms` is what the GPU computes of it, `as_graph_ms` the same captured. `launched_ms` is a whole step of the
+engine, `replayed_ms` the same as it is recorded, and `record_ms` what that costs once, with the step itself.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from bench.gpu_weights import BY_NAME, listen, loaded, noise, weights_of
 from gpu_daemon.engine.base import ModelSpec
 from gpu_daemon.engine.batch import LENGTH_STEP, Batch
 from gpu_daemon.engine.checkpoint import WhisperModel
+from gpu_daemon.engine.graphs import CudaGraphs, Recorder
 from gpu_daemon.engine.model import Memory
 from gpu_daemon.engine.sequence import Sequence
 from gpu_daemon.engine.transcribe import WhisperEngine
@@ -84,14 +86,30 @@ def _step(given: argparse.Namespace, model: WhisperModel, rows: int, rates: Rate
         kernels=n_kernels,
         network_ms=1000 * timed(step, device),
         as_graph_ms=_as_graph_ms(step, device),
-        whole_ms=1000 * timed(_batch(model, rows).step, device),
+        launched_ms=1000 * timed(_batch(model, rows, None).step, device),
+        **_recorded(model, rows, device),
         audio_gb=rows * roofline.row_bytes(0) / 1e9,
         weights_gb=roofline.weight_bytes / 1e9,
     )
 
 
-def _batch(model: WhisperModel, rows: int) -> Batch:
-    batch = Batch(model, group=1, beams=False)
+def _recorded(model: WhisperModel, rows: int, device: torch.device) -> dict[str, float | None]:
+    if device.type == "cpu":
+        return {"replayed_ms": None, "record_ms": None}
+    recorder = CudaGraphs()
+    recorder.after = 1
+    batch = _batch(model, rows, recorder)
+    batch.step()
+    wait(device)
+    began_s = time.perf_counter()
+    batch.step()
+    wait(device)
+    record_ms = 1000 * (time.perf_counter() - began_s)
+    return {"replayed_ms": 1000 * timed(batch.step, device), "record_ms": record_ms}
+
+
+def _batch(model: WhisperModel, rows: int, recorder: Recorder | None) -> Batch:
+    batch = Batch(model, group=1, beams=False, recorder=recorder)
     dims, net = model.dims, model.net
     features = torch.randn(dims.n_audio_ctx, dims.n_audio_state, device=net.device, dtype=net.dtype)
     prompt = tuple(model.tokenizer().sot_sequence)

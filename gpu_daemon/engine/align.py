@@ -12,6 +12,7 @@ from whisper import timing
 from whisper.tokenizer import Tokenizer
 
 from gpu_daemon.engine.checkpoint import WhisperModel
+from gpu_daemon.engine.copies import Copy, sent
 from gpu_daemon.engine.spoken import SpokenWord
 
 MEDIAN_WIDTH = 7
@@ -47,25 +48,30 @@ class Attention:
 
 
 def attend(model: WhisperModel, texts: Sequence[Text]) -> list[Attention]:
-    """On the device."""
+    """On the device, which is waited for once."""
     prompts = [
         (*text.tokenizer.sot_sequence, text.tokenizer.no_timestamps, *text.tokens, text.tokenizer.eot) for text in texts
     ]
     longest = max(map(len, prompts))
     padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
     features = torch.stack([text.features for text in texts])
-    hidden, watched = model.net.decoder.read(padded.to(features.device), features, watch=model.alignment_heads)
+    tokens = sent(padded, features.device)
+    hidden, watched = model.net.decoder.read(tokens, features, watch=model.alignment_heads)
     looks = torch.stack(watched, dim=1)  # float32[n, n_heads, t, 1500]
-    result = []
+    found: list[Tensor] = []
     for number, text in enumerate(texts):
         start, n_text = len(text.tokenizer.sot_sequence), len(text.tokens)
         logits = model.net.decoder.logits(hidden[number, start : start + n_text])[:, : text.tokenizer.eot]
-        probabilities = logits.softmax(-1).gather(1, torch.tensor(text.tokens, device=logits.device)[:, None])[:, 0]
+        found.append(logits.softmax(-1).gather(1, tokens[number, start + 1 : start + 1 + n_text, None])[:, 0])
         weights = looks[number, :, : len(prompts[number]), : text.n_frames // 2].softmax(-1)
         std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-        matrix = timing.median_filter((weights - mean) / std, MEDIAN_WIDTH).mean(0)[start : start + n_text + 1]
-        result.append(Attention(text.tokens, tuple(probabilities.tolist()), matrix.double().cpu().numpy()))
-    return result
+        matrix = timing.median_filter((weights - mean) / std, MEDIAN_WIDTH).mean(0)
+        found.append(matrix[start : start + n_text + 1])
+    there = Copy(torch.cat([one.flatten() for one in found])).read().split_with_sizes([one.numel() for one in found])
+    return [
+        Attention(text.tokens, tuple(probabilities.tolist()), matrix.view(len(text.tokens) + 1, -1).double().numpy())
+        for text, probabilities, matrix in zip(texts, there[::2], there[1::2], strict=True)
+    ]
 
 
 def word_timings(attention: Attention, tokenizer: Tokenizer) -> list[SpokenWord]:

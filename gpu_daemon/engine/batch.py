@@ -84,17 +84,17 @@ class Batch:
         windows = torch.arange(first, first + len(sequences), device=self._device)
         longest = max(len(sequence.prompt) for sequence in sequences)
         padded = [[*sequence.prompt, *[0] * (longest - len(sequence.prompt))] for sequence in sequences]
-        prompts = sent(padded, torch.int64, self._device)
+        prompts = sent(torch.tensor(padded), self._device)
         features = torch.stack([sequence.features for sequence in sequences])
         hidden, _ = self._net.decoder.read(prompts, features, keep=(self._memory, windows))
-        asked = sent([(one.sot_index, len(one.prompt) - 1) for one in sequences], torch.int64, self._device)
+        asked = sent(torch.tensor([(one.sot_index, len(one.prompt) - 1) for one in sequences]), self._device)
         # float32[n, 2, n_vocab]
         logits = self._net.decoder.logits(hidden.gather(1, asked[:, :, None].expand(-1, -1, hidden.shape[2])))
         self._no_speech[windows] = logits[:, 0].softmax(-1)[:, self._tokenizer.no_speech]
         self.sequences += sequences
         rows = slice(first * self._group, len(self.sequences) * self._group)
-        about = [one for sequence in sequences for one in self._start(sequence)]
-        self._rows.start(rows, prompts.repeat_interleave(self._group, dim=0), sent(about, torch.float64, self._device))
+        about = torch.tensor([one for sequence in sequences for one in self._start(sequence)], dtype=torch.float64)
+        self._rows.start(rows, prompts.repeat_interleave(self._group, dim=0), sent(about, self._device))
         hot = any(sequence.temperature > 0 for sequence in sequences)
         self._say(logits[:, 1].repeat_interleave(self._group, dim=0), rows, hot=hot)
         self._advance(range(first, len(self.sequences)))
@@ -218,8 +218,8 @@ class Batch:
         rows = [window * self._group + hypothesis for window in windows for hypothesis in range(self._group)]
         return _Ending(
             sequences,
-            said=Copy(self._rows.said(sent(rows, torch.int64, self._device))),
-            no_speech=Copy(self._no_speech[sent(windows, torch.int64, self._device)]),
+            said=Copy(self._rows.said(sent(torch.tensor(rows), self._device))),
+            no_speech=Copy(self._no_speech[sent(torch.tensor(windows), self._device)]),
             beams=None if self._beams is None else [self._beams[window] for window in windows],
         )
 

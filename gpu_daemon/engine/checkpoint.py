@@ -112,6 +112,7 @@ class Checkpoint:
                 target[at : at + len(part)].copy_(part)
                 at += len(part)
         progress(1.0)
+        net.norm_in(dtype)
         return WhisperModel(name=self.spec.name, net=net, alignment_heads=self._alignment_heads())
 
     def _parts(self, name: str) -> list[Tensor]:

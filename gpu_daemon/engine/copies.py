@@ -1,7 +1,5 @@
 """Between host and device, without waiting: from and to memory that the device reaches by itself (pinned)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,9 @@ def is_late(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def sent(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers, or lists of them, to the device."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, from the host."""
+    return tensor.pin_memory().to(device, non_blocking=True) if is_late(device) else tensor
 
 
 class Copy:
@@ -22,7 +19,7 @@ class Copy:
 
     def __init__(self, tensor: Tensor) -> None:
         self._host, self._made = tensor, None
-        if tensor.device.type != "cpu":
+        if is_late(tensor.device):
             self._host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
             self._made = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch is half typed
             self._made.record()

@@ -13,7 +13,8 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, mel_filters
 
 from gpu_daemon.engine.base import Samples
-from gpu_daemon.engine.level import as_floats
+from gpu_daemon.engine.copies import sent
+from gpu_daemon.engine.level import FULL_SCALE
 
 FLOOR = 1e-10
 RANGE = 8.0
@@ -58,11 +59,15 @@ class Mel:
         return powers.clamp(min=FLOOR)
 
     def _samples(self, first: int, last: int) -> Tensor:
-        """float32[last - first] of the audio with silence behind it; mirrored at its start, as torch.stft does."""
-        samples = np.zeros(last - first, np.float32)
-        mirrored = as_floats(self._audio[1 : 1 + max(0, -first)])[::-1]
-        heard = as_floats(self._audio[max(0, first) : last])
+        """float32[last - first] of the audio with silence behind it; mirrored at its start, as torch.stft does.
+
+        What was decoded goes to the device as it is, which is half as much.
+        """
+        samples = np.zeros(last - first, self._audio.dtype)
+        mirrored = self._audio[1 : 1 + max(0, -first)][::-1]
+        heard = self._audio[max(0, first) : last]
         n_before = max(0, -first)
         samples[n_before - len(mirrored) : n_before] = mirrored
         samples[n_before : n_before + len(heard)] = heard
-        return torch.from_numpy(samples).to(self._device)
+        there = sent(torch.from_numpy(samples), self._device)
+        return there.float() / FULL_SCALE if samples.dtype == np.int16 else there.float()

@@ -8,6 +8,7 @@ that changes from step to step is on the device, and what the host decides (the 
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +34,6 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self.after = AFTER
-        self._stream: torch.cuda.Stream | None = None
         self._failed: set[type] = set()
 
     def pool(self) -> object:
@@ -43,7 +43,7 @@ class CudaGraphs:
         """The work is done on the stream that is recorded next, where libraries then have what they set up once;
         recording computes nothing."""
         before = torch.cuda.current_stream()
-        stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = _stream()
         stream.wait_stream(before)
         with torch.cuda.stream(stream):  # torch itself does not leave a stream whose record has failed
             work()
@@ -69,6 +69,12 @@ class CudaGraphs:
         if kind not in self._failed:
             sys.stderr.write(f"a step cannot be recorded and is launched kernel by kernel: {error}\n")
         self._failed.add(kind)
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """One for the process: libraries keep memory for each that they have worked on."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch is half typed
 
 
 class Graphs:

@@ -72,7 +72,15 @@ class Norm(nn.LayerNorm):
     """In float32, whatever the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == x.dtype:
+            return super().forward(x)
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+    def take_in(self, dtype: torch.dtype) -> None:
+        """Input of this type, without two more kernels that change types, if that type holds the parameters exactly: a
+        GPU's kernel itself computes in float32, in the same order, and rounds what comes out."""
+        if all(torch.equal(parameter.to(dtype).float(), parameter) for parameter in self.parameters()):
+            self.to(dtype)
 
 
 class SelfAttention(nn.Module):
@@ -202,14 +210,16 @@ class Decoder(nn.Module):
         """
         n_rows = tokens.shape[0]
         rows = torch.arange(n_rows, device=tokens.device)
-        seen = torch.arange(longest, device=tokens.device) <= positions[:, None]
         x = self._embedded(tokens, positions)[:, None]
+        ahead = torch.arange(longest, device=tokens.device) > positions[:, None]
+        # As numbers: of a mask of booleans each layer would make them anew.
+        mask = torch.zeros_like(ahead, dtype=x.dtype).masked_fill_(ahead, -torch.inf)[:, None, None]
         for layer, block in enumerate(cast(Iterable[DecoderBlock], self.blocks)):
             cross, past = memory.cross[layer, :, :n_windows], memory.past[layer, :, :n_rows]
             q, k, v = block.attn.heads(block.attn_ln(x))
             past[0][rows, :, positions], past[1][rows, :, positions] = k[:, :, 0], v[:, :, 0]
             kept = past[:, :, :, :longest]
-            heard = F.scaled_dot_product_attention(q, kept[0], kept[1], attn_mask=seen[:, None, None])
+            heard = F.scaled_dot_product_attention(q, kept[0], kept[1], attn_mask=mask)
             x = x + block.attn.out(joined(heard))
             # The hypotheses of a window are queries beside each other: its keys and values are read once.
             q = block.cross_attn.queries(block.cross_attn_ln(x).view(n_windows, n_rows // n_windows, -1))
@@ -241,6 +251,12 @@ class SpeechModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
                 module.to(dtype)
+
+    def norm_in(self, dtype: torch.dtype) -> None:
+        """Once the parameters are there."""
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.take_in(dtype)
 
     @property
     def dtype(self) -> torch.dtype:

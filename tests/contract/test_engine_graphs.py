@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpu_daemon.engine import batch as batches
-from gpu_daemon.engine import selftest
+from gpu_daemon.engine import graphs, selftest
 from gpu_daemon.engine.base import Audio
 from gpu_daemon.engine.batch import Batch
 from gpu_daemon.engine.checkpoint import Checkpoint, WhisperModel
@@ -292,13 +292,13 @@ class Cuda:
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
-        self.current = self.side = Stream()
+        self.current, self.side = Stream(), Stream()
         self.records = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graphs, "_stream", lambda: self.side)
         for name, fake in {
             "current_stream": lambda: self.current,
-            "Stream": Stream,
             "stream": self.stream,
             "graph": self.graph,
             "CUDAGraph": Graph,
@@ -314,7 +314,7 @@ class Cuda:
 
     @contextlib.contextmanager
     def graph(self, graph: "Graph", **given: Any) -> Iterator[None]:
-        assert given["stream"] is self.current
+        assert given["stream"] is self.current is self.side
         assert given["capture_error_mode"] == "thread_local"
         self.records += 1
         yield

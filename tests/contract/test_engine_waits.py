@@ -1,8 +1,10 @@
 """Neither a step nor admission asks anything of the device: held here without one, on tensors that have shapes and a
 device but no numbers. Whoever asks such a tensor for a number gets an error."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from whisper.model import ModelDimensions
 
-from gpu_daemon.engine import batch, scheduler
+from gpu_daemon.engine import align, batch, features, scheduler
 from gpu_daemon.engine.batch import Batch
 from gpu_daemon.engine.checkpoint import WhisperModel
 from gpu_daemon.engine.model import SpeechModel
@@ -57,9 +59,9 @@ class Unsent:
         raise AssertionError("too early")
 
 
-def pinned(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """`sent`, from memory that here is none that the device reaches by itself."""
-    return torch.tensor(values, dtype=dtype).to(device)
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`sent`, from memory that is not pinned: none can be here."""
+    return tensor.to(device)
 
 
 def model() -> WhisperModel:
@@ -115,6 +117,49 @@ def test_what_was_said_is_asked_of_the_device_in_one_go(monkeypatch: pytest.Monk
         assert isinstance(ending.said, Unsent)
         assert ending.said.of.shape == (8, 2 * (DIMENSIONS.n_text_ctx + 2) + 2)
         decoding.step()
+
+
+class Asked(Exception):
+    pass
+
+
+class Unanswered(Unsent):
+    def read(self) -> Any:
+        raise Asked
+
+
+def test_words_ask_the_device_once_for_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "Copy", Unanswered)
+    monkeypatch.setattr(align, "sent", pinned)
+    monkeypatch.setattr("whisper.timing.median_filter", lambda looks, width: looks)  # has no kernel for such tensors
+    with FakeTensorMode(), torch.inference_mode():
+        made = replace(model(), alignment_heads=((0, 0), (1, 1)))
+        features = torch.empty(DIMENSIONS.n_audio_ctx, DIMENSIONS.n_audio_state, device=GPU)
+        texts = [align.Text(made.tokenizer(), (440,) * n, features, 3000) for n in (3, 1, 5)]
+        with Copies() as asked, pytest.raises(Asked):
+            align.attend(made, texts)
+        assert len(asked.made) == 1, "the texts"
+
+
+def test_samples_go_to_the_device_as_they_were_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = []
+
+    def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        dtypes.append(tensor.dtype)
+        return pinned(tensor, device)
+
+    monkeypatch.setattr(features, "sent", to_device)
+    mel = features.Mel(np.zeros(32_000, np.int16), 80, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode():
+        mel._device = GPU
+        for name in ("_filters", "_hann"):
+            setattr(mel, name, fake.from_tensor(getattr(mel, name)).to(GPU))
+        for _ in mel.measure():
+            pass
+        with Copies() as asked:
+            assert mel.frames(0, 200).shape == (80, 3000)
+    assert len(asked.made) == 1
+    assert dtypes == [torch.int16] * 2
 
 
 def test_who_will_have_a_place_is_encoded_before_anybody_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

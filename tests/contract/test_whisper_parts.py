@@ -13,7 +13,7 @@ from whisper.model import ModelDimensions, Whisper
 from gpu_daemon.engine.base import Audio, ModelSpec
 from gpu_daemon.engine.checkpoint import Checkpoint, WhisperModel
 from gpu_daemon.engine.features import Mel
-from gpu_daemon.engine.model import Memory, SpeechModel
+from gpu_daemon.engine.model import Memory, Norm, SpeechModel
 from gpu_daemon.engine.rows import Rows, Rules, gumbel, sampled
 
 CPU = torch.device("cpu")
@@ -108,6 +108,18 @@ def test_the_encoder(ours: WhisperModel, theirs: Whisper) -> None:
             torch.testing.assert_close(encoded.value, theirs.encoder(mel), atol=1e-4, rtol=1e-4)
             break
     assert pauses == DIMENSIONS.n_audio_layer
+
+
+def test_a_norm_takes_half_precision_as_it_is_where_that_changes_no_parameter() -> None:
+    exact, inexact = Norm(48), Norm(48)
+    torch.nn.init.constant_(exact.weight, 0.75)
+    torch.nn.init.constant_(inexact.weight, 0.7)
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1)).half()
+    for norm, dtype in ((exact, torch.float16), (inexact, torch.float32)):
+        expected = norm(x)
+        norm.take_in(torch.float16)
+        assert {parameter.dtype for parameter in norm.parameters()} == {dtype}
+        torch.testing.assert_close(norm(x), expected, atol=2e-3, rtol=0)  # on a CPU another kernel
 
 
 def test_reading_then_stepping_is_reading_all(ours: WhisperModel, theirs: Whisper, features: torch.Tensor) -> None:

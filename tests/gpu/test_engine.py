@@ -1,6 +1,8 @@
 """The engine in half precision: whisper's tokens, whoever shares the batch; memory; nothing in a step that waits."""
 
 import gc
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from gpu_daemon.engine.base import ModelSpec
 from gpu_daemon.engine.batch import Batch
 from gpu_daemon.engine.checkpoint import WhisperModel
-from gpu_daemon.engine.model import Memory
+from gpu_daemon.engine.graphs import CudaGraphs, Recorder
+from gpu_daemon.engine.model import Memory, Norm
 from gpu_daemon.engine.sequence import Sequence
 from gpu_daemon.engine.transcribe import GPU_LIMITS, WhisperEngine
 from gpu_daemon.jobs.model import JobOptions
@@ -24,6 +27,7 @@ from tests.parity.margin import margin
 from tests.parity.random_weights import random_weights
 from tests.parity.reference import Attempt, Heard
 from tests.runners import demo
+from tests.traced import Traced
 
 pytestmark = marks
 DEVICE = ON or "cpu"
@@ -115,6 +119,106 @@ def test_who_shares_the_batch_changes_no_token(engine: WhisperEngine) -> None:
         assert tokens_of(alone) == tokens_of(among_others), name
 
 
+# Recorded steps.
+
+
+def recorder(after: int) -> Recorder:
+    made = Traced() if IS_DRY else CudaGraphs()
+    made.after = after
+    return made
+
+
+def batch_of(model: WhisperModel, temperatures: list[float], recorder: Recorder | None) -> Batch:
+    """Windows on their way, which hear noise."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (len(temperatures), model.dims.n_audio_ctx, model.dims.n_audio_state)
+    features = torch.randn(shape, generator=generator).to(DEVICE, model.net.dtype)
+    prompt = tuple(model.tokenizer().sot_sequence)
+    with torch.inference_mode():
+        batch = Batch(model, group=1, beams=False, recorder=recorder)
+        batch.make_room(len(temperatures), at_most=len(temperatures))
+        batch.admit(
+            [
+                Sequence(prompt=prompt, sot_index=0, features=heard, temperature=temperature, seed=number)
+                for number, (heard, temperature) in enumerate(zip(features, temperatures, strict=True))
+            ]
+        )
+    return batch
+
+
+def model_of(engine: WhisperEngine) -> WhisperModel:
+    return next(each.model for each in engine._models.held() if each.model.name == "demo")
+
+
+@pytest.mark.parametrize("n", [1, 3] if IS_DRY else [1, 3, 8, 20, 64])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_replay_says_what_a_launch_says(engine: WhisperEngine, n: int, temperature: float) -> None:
+    """Bit for bit, over the end of a piece of the past."""
+    with torch.inference_mode():
+        both = [batch_of(model_of(engine), [temperature] * n, recorder(after)) for after in (sys.maxsize, 1)]
+        for batch in both:
+            for _ in range(70):
+                batch.step()
+    launched, replayed = ([kept.cpu() for kept in vars(batch._rows).values()] for batch in both)
+    for one, other in zip(launched, replayed, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_files_say_the_same_with_and_without_recorded_steps() -> None:
+    names = [NAMES[number % len(NAMES)] for number in range(N_TOGETHER)]
+    said = []
+    for after in (sys.maxsize, 1):
+        engine = WhisperEngine(torch.device(DEVICE), vram_reserve_mb=0)
+        engine.recorder = recorder(after)
+        requests = [(demo(), recording(name), options(word_timestamps=True)) for name in names]
+        said.append([tokens_of(one) for one in hear(engine, requests, at_once=N_TOGETHER)])
+        engine.unload("demo")
+    assert said[0] == said[1]
+
+
+@gpu_only
+def test_another_thread_computes_while_a_step_is_recorded(engine: WhisperEngine) -> None:
+    """As the diarizer does: it takes memory, gives it back, and waits for the device."""
+    ended = threading.Event()
+    rounds = 0
+
+    def compute() -> None:
+        nonlocal rounds
+        while not ended.is_set():
+            size = 64 + rounds % 512
+            torch.randn(size, size, device=DEVICE).mm(torch.randn(size, size, device=DEVICE)).sum().item()
+            rounds += 1
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        with torch.inference_mode():
+            batches = [batch_of(model_of(engine), [0.0] * n, recorder(0)) for n in (1, 2, 4, 8, 16, 32)]
+            for batch in batches:
+                batch.step()
+                batch.step()
+    finally:
+        ended.set()
+        thread.join()
+    assert rounds > 0
+    assert all(None not in batch._graphs._replays.values() for batch in batches), "each was recorded"
+
+
+@gpu_only
+@pytest.mark.parametrize("width", [384, 512, 768, 1024, 1280])
+def test_a_norm_of_half_precision_is_that_of_three_kernels(width: int) -> None:
+    generator = torch.Generator(DEVICE).manual_seed(width)
+    norm = Norm(width, device=DEVICE)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+        parameter.data = parameter.half().float()
+    x = torch.randn(2000, width, generator=generator, device=DEVICE).half() * 20
+    expected = norm(x)
+    norm.take_in(torch.float16)
+    assert norm.weight.dtype == torch.float16
+    assert torch.equal(norm(x), expected)
+
+
 # Memory.
 
 
@@ -158,20 +262,13 @@ def test_unloading_gives_all_memory_back() -> None:
 # Waiting.
 
 
-@pytest.fixture
-def batch(engine: WhisperEngine) -> Batch:
+@pytest.fixture(params=[None, 1], ids=["launched", "replayed"])
+def batch(engine: WhisperEngine, request: pytest.FixtureRequest) -> Batch:
     """Four windows on their way."""
-    model: WhisperModel = next(each.model for each in engine._models.held() if each.model.name == "demo")
-    shape = (model.dims.n_audio_ctx, model.dims.n_audio_state)
-    features = torch.randn(shape, device=DEVICE, dtype=model.net.dtype)
-    prompt = tuple(model.tokenizer().sot_sequence)
+    batch = batch_of(model_of(engine), [0.0] * 4, request.param and recorder(request.param))
     with torch.inference_mode():
-        batch = Batch(model, group=1, beams=False)
-        batch.make_room(4, at_most=4)
-        batch.admit(
-            [Sequence(prompt=prompt, sot_index=0, features=features, temperature=0.0, seed=0) for _ in range(4)]
-        )
-        batch.step()
+        for _ in range(3):
+            batch.step()
     return batch
 
 
