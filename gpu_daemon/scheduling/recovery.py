@@ -4,18 +4,22 @@ Run once at start, under the daemon lock, before anything is accepted.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpu_daemon.faultpoints import FaultPoint, reach
 from gpu_daemon.jobs.model import Job, JobId
-from gpu_daemon.jobs.state import TERMINAL
+from gpu_daemon.jobs.state import TERMINAL, JobState
 from gpu_daemon.logs import log
 from gpu_daemon.scheduling.preparation import DECODED_NAME, SOURCE_NAME
 from gpu_daemon.scheduling.spool import deliver_spooled
 from gpu_daemon.settings import Settings
 from gpu_daemon.store.jobs import JobStore
+
+SWEPT_AT_ONCE = 1000
 
 
 async def recover(jobs: JobStore, settings: Settings) -> list[Job]:
@@ -34,14 +38,20 @@ async def recover(jobs: JobStore, settings: Settings) -> list[Job]:
 
 async def _sweep_files(jobs: JobStore, settings: Settings) -> None:
     """Remove uploads that never became a job, audio of jobs that have ended, and half-decoded files."""
-    names = await asyncio.to_thread(lambda: [JobId(path.name) for path in settings.jobs_dir.iterdir()])
-    known = await jobs.known(names)
-    for job_id in names:
+    jobs_dir, names = settings.jobs_dir, await asyncio.to_thread(os.listdir, settings.jobs_dir)
+    for first in range(0, len(names), SWEPT_AT_ONCE):
+        some = [JobId(name) for name in names[first : first + SWEPT_AT_ONCE]]
+        await asyncio.to_thread(_sweep, jobs_dir, some, await jobs.known(some), settings.audio_ttl_s > 0)
+
+
+def _sweep(jobs_dir: Path, job_ids: Sequence[JobId], known: Mapping[JobId, JobState], keeps_audio: bool) -> None:
+    for job_id in job_ids:
         state = known.get(job_id)
-        if state is None or (state in TERMINAL and settings.audio_ttl_s == 0):
-            await remove_files(settings.jobs_dir, job_id)
+        if state is None or (state in TERMINAL and not keeps_audio):
+            remove(jobs_dir, job_id)
         else:
-            (settings.jobs_dir / job_id / DECODED_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(f"{jobs_dir}/{job_id}/{DECODED_NAME}")
 
 
 async def _with_files(jobs: JobStore, jobs_dir: Path) -> list[Job]:
@@ -55,10 +65,11 @@ async def _with_files(jobs: JobStore, jobs_dir: Path) -> list[Job]:
 
 def _has_file(jobs_dir: Path, job: Job) -> bool:
     """Or will have one: what came as a URL is fetched again, also when its row knows nothing of the file yet."""
-    source = jobs_dir / job.id / SOURCE_NAME
+    source = f"{jobs_dir}/{job.id}/{SOURCE_NAME}"
     if job.file_sha256 is None:
-        source.unlink(missing_ok=True)
-    return job.source_url is not None or source.is_file()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(source)
+    return job.source_url is not None or os.path.isfile(source)
 
 
 async def remove_files(jobs_dir: Path, job_id: JobId) -> None:
