@@ -53,16 +53,16 @@ async def test_the_late_result_of_a_frozen_owner_changes_nothing(
         await heir.start()
         job = await heir.finished(job_id)
         assert (job["status"], job["attempt"]) == ("completed", 2)
-        await receiver.wait_for(1)
+        await heir.line("callback.delivered", job_id=job_id)
         row = await pool.fetchrow("SELECT * FROM jobs")
         os.kill(frozen.pid, signal.SIGCONT)
         await frozen.line("job.stale_lease", job_id=job_id, attempt=1)
         assert await pool.fetchrow("SELECT * FROM jobs") == row
+        assert await frozen.stop() == 0
         after = await heir.submit(tmp_path / "one.wav", callback_url=receiver.url)
         await heir.finished(after["job_id"])
         await receiver.wait_for(2)
         assert await heir.stop() == 0
-        assert await frozen.stop() == 0
         assert len(receiver.requests) == 2, "one for each job"
         assert (
             await violations(
