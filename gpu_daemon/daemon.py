@@ -5,7 +5,7 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import uvicorn
 from gpu_daemon import __version__, clock
 from gpu_daemon.api.app import create_app
 from gpu_daemon.api.context import Context
+from gpu_daemon.api.door import Door
 from gpu_daemon.api.websocket import MAX_FRAME_BYTES, DashboardProtocol
 from gpu_daemon.callbacks.outbox import Outbox
 from gpu_daemon.callbacks.signing import secret_bytes
@@ -80,12 +81,14 @@ class Daemon:
         self._parts.callback(listener.close)
         for directory in (settings.jobs_dir, settings.models_dir, settings.pipelines_dir):
             _make_directory(directory)
+        hub, metrics = EventHub(), Metrics()
+        door = Door(metrics)
+        stop_http = await self._serve_http(door, listener)
         devices = await detect(settings.devices)
 
         parameters = await self._database()
         pool = await open_pool(parameters)
         self._parts.push_async_callback(pool.close)
-        hub, metrics = EventHub(), Metrics()
         lock = SingleDaemonLock(parameters, hub)
         await lock.acquire()
         self._parts.push_async_callback(lock.release)
@@ -151,21 +154,8 @@ class Daemon:
         self._parts.push_async_callback(app.state.attendance.stop)
         app.state.live.start()
         self._parts.push_async_callback(app.state.live.stop)
-        await self._serve_http(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
-                lifespan="off",
-                ws=DashboardProtocol,
-                ws_max_size=MAX_FRAME_BYTES,
-                ws_per_message_deflate=False,  # it would be done on the event loop, for each viewer
-            ),
-            listener,
-        )
+        door.open(app)
+        self._parts.push_async_callback(stop_http)  # before what its answers are made of
         self._announce(devices, catalogue, parameters)
 
     def _runner_pids(self) -> frozenset[int]:
@@ -185,8 +175,22 @@ class Daemon:
         self._parts.push_async_callback(embedded.stop)
         return await embedded.start()
 
-    async def _serve_http(self, config: uvicorn.Config, listener: socket.socket) -> None:
-        server = _Server(config)
+    async def _serve_http(self, app: Door, listener: socket.socket) -> Callable[[], Awaitable[None]]:
+        """From now on; what stops it."""
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
+                lifespan="off",
+                ws=DashboardProtocol,
+                ws_max_size=MAX_FRAME_BYTES,
+                ws_per_message_deflate=False,  # it would be done on the event loop, for each viewer
+            )
+        )
         serving = asyncio.create_task(server.serve([listener]), name="http")
 
         async def stop() -> None:
@@ -201,6 +205,8 @@ class Daemon:
             if serving.done():
                 raise StartupError("the HTTP server did not start; the log says why")
             await asyncio.sleep(0.01)
+        log.debug("http.listening", url=self.url)
+        return stop
 
     def _announce(self, devices: tuple[Device, ...], catalogue: Catalogue, parameters: ConnectionParameters) -> None:
         settings = self._settings

@@ -181,8 +181,8 @@ class Health(Body):
     status: Literal["starting", "ready", "draining", "error"]
     reason: str | None
     version: str
-    gpu_available: bool
-    device: str
+    gpu_available: bool | None = Field(description="null while the daemon looks for GPUs, at its start; so is `device`")
+    device: str | None
     gpu_name: str | None
     memory_total_gb: float | None
     memory_available_gb: float | None

@@ -49,6 +49,7 @@ from gpu_daemon.store.jobs import Inserted, JobStore
 BROKEN_PAUSE_S = 1.0
 SHORT_BYTES = 1 << 20
 DISK_CHECKED_FOR_S = 0.1
+PUSHED_AT_ONCE = 1000
 T = TypeVar("T")
 
 
@@ -135,6 +136,8 @@ class Scheduler:
             self._open.add(job.id)
             if job.options.diarize:
                 self._pipelines.begin(job.id)
+            if len(self._queue) % PUSHED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # somebody may be asking for our health
         self._outbox.wake()  # recovery may have ended some
         self._started = True
         self._look_ahead()
