@@ -21,12 +21,10 @@ run: $(RUN_STAMP) ## start the daemon; its settings come from the environment an
 	@deploy/system-packages.sh --optional ffmpeg
 	@$(PY) run.py
 
-# One more than there are processors: many tests wait for a process of theirs.
-TESTERS ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n < 4 ? n : 4)))
 test: $(DEV_STAMP) ## everything that CI runs: format, lint, types, imports, tests
 	@{ deploy/system-packages.sh ffmpeg espeak-ng curl && deploy/system-packages.sh --optional chromium && deploy/javascript.sh; } & \
 	programs=$$!; $(MAKE) --no-print-directory check; checked=$$?; wait $$programs && exit $$checked
-	$(PY) -m pytest --numprocesses=$(TESTERS) --dist=worksteal
+	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 check: $(DEV_STAMP) ## the part of `test` that only reads the code
 	$(PY) -m ruff format --check .
